@@ -1,0 +1,199 @@
+"""Checkpoint generations: folders named by position, verified whole before anything relies on them.
+
+    checkpoints/000000051200/
+      model.safetensors  ema.safetensors  optimizer.safetensors   every tensor, contiguous
+      state.json                                                  every scalar
+      manifest.json                                               size and sha256 of the others, written last
+
+No pickle is read or written. A folder is built under a temporary name, synced, and renamed; a reader trusts only a
+generation whose every byte matches its manifest, and otherwise takes the one before, saying why.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import CheckpointError, LeanstreamError, describe_os_error
+from pipeline.files import sync_folder, write_json
+
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "state.json"
+_PARTIAL = ".partial"
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A checkpoint as values: tensors by part and name, on the CPU and contiguous, and the scalars."""
+
+    parts: dict[str, Tensors]
+    state: dict[str, Any]
+
+    @property
+    def position(self) -> int:
+        """Training samples consumed by applied updates."""
+        return int(self.state["position"])
+
+
+def snapshot(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copies on the CPU, contiguous (safetensors knows no channels-last), that later updates do not touch."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and values that does not depend on order, device or memory format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_generation(folder: Path, generation: Generation) -> Path:
+    """Write one generation below `folder`, read it back, and return its folder."""
+    final = folder / f"{generation.position:012d}"
+    if final.exists():
+        try:
+            _verify(final)
+            return final
+        except CheckpointError:
+            shutil.rmtree(final)
+    partial = final.with_name(final.name + _PARTIAL)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for part, tensors in generation.parts.items():
+            save_file(tensors, partial / f"{part}.safetensors")
+        write_json(partial / STATE_FILE, generation.state)
+        manifest = {path.name: _entry(path, sync=True) for path in sorted(partial.iterdir())}
+        write_json(partial / MANIFEST_FILE, manifest)
+        os.replace(partial, final)
+        sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise describe_os_error(cause, "saving a checkpoint") from error
+    _verify(final)
+    return final
+
+
+def read_generation(folder: Path) -> Generation:
+    """Load one generation; `CheckpointError` where any byte of it is not what was written."""
+    names = _verify(folder)
+    parts = {Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE}
+    return Generation(parts, json.loads((folder / STATE_FILE).read_bytes()))
+
+
+def generations(folder: Path) -> list[Path]:
+    """The generation folders below `folder`, newest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def read_newest(folder: Path) -> tuple[Generation | None, list[str]]:
+    """The newest generation that is whole (None where there is none yet), and why newer ones were passed over.
+
+    Raises `CheckpointError` where there are generations, but none is whole.
+    """
+    passed_over: list[str] = []
+    for path in generations(folder):
+        try:
+            return read_generation(path), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise CheckpointError(
+            f"{folder} must hold one whole generation; got none ({' '.join(passed_over)}). "
+            "Restore the folder from a copy, or start again with --run.fresh."
+        )
+    return None, []
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` newest generations, and what interrupted saves left."""
+    for path in generations(folder)[keep:]:
+        # First the manifest: half a generation must not look whole.
+        (path / MANIFEST_FILE).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class BackgroundWriter:
+    """Writes one generation at a time behind the training loop; an error surfaces at the next call."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.last_position: int | None = None
+        """Position of the newest generation that is on disk and verified."""
+
+    def start(self, generation: Generation) -> None:
+        """Wait for the write before, then begin this one."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(generation,), name="checkpoint")
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write is going on."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises what the write raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, generation: Generation) -> None:
+        try:
+            write_generation(self._folder, generation)
+            prune(self._folder, self._keep)
+            self.last_position = generation.position
+        except (LeanstreamError, OSError) as error:
+            self._error = error
+
+
+def _verify(folder: Path) -> list[str]:
+    """Names of the files in the manifest, after every one of them was found to match it."""
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+        for name, entry in manifest.items():
+            if _entry(folder / Path(name).name) != entry:
+                raise CheckpointError(f"{folder / name} must match its manifest; got other bytes. It is passed over.")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} must exist; got no such file. It is passed over.") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder} must be readable; got '{error}'. It is passed over.") from error
+    if STATE_FILE not in manifest:
+        raise CheckpointError(f"{folder / MANIFEST_FILE} must name {STATE_FILE}; got none. It is passed over.")
+    return list(manifest)
+
+
+def _entry(path: Path, *, sync: bool = False) -> dict[str, Any]:
+    """What a manifest says of one file."""
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

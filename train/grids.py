@@ -1,0 +1,98 @@
+"""Pictures of a model: originals over reconstructions, and new faces, with a caption above each block."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline import ShardSet
+from pipeline.noise import normal
+from train.evaluate import Gaussian, stream_images
+from train.models import FaceVAE
+
+_BACKGROUND, _INK = (250, 249, 246), (40, 42, 48)
+_GAP = 2
+_CAPTION = 22
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [0, 1] as uint8, rounded."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def tile(images: Tensor, columns: int) -> Image.Image:
+    """Images uint8 [B, 3, H, W] in rows of `columns`, with a thin gap."""
+    _, _, height, width = images.shape
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), _BACKGROUND)
+    for number, image in enumerate(images.cpu()):
+        row, column = divmod(number, columns)
+        sheet.paste(
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()),
+            (column * (width + _GAP), row * (height + _GAP)),
+        )
+    return sheet
+
+
+def stack(blocks: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """One picture of several, each below its caption."""
+    margin = 8
+    width = max(block.width for _, block in blocks) + 2 * margin
+    height = sum(block.height + _CAPTION + margin for _, block in blocks) + margin
+    picture = Image.new("RGB", (width, height), _BACKGROUND)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    top = margin
+    for caption, block in blocks:
+        draw.text((margin, top), caption, _INK, font)
+        picture.paste(block, (margin, top + _CAPTION))
+        top += block.height + _CAPTION + margin
+    return picture
+
+
+@torch.inference_mode()
+def reconstruction_blocks(
+    model: FaceVAE, shards: ShardSet, split: str, device: torch.device, *, columns: int, count: int
+) -> tuple[list[tuple[str, Image.Image]], Tensor, Tensor]:
+    """Captioned rows of originals, each over its reconstructions, and both as uint8 [count, 3, H, W]."""
+    model.eval()
+    images = torch.cat(list(stream_images(shards, split, count, device, batch_size=min(64, count))))
+    answers = torch.cat([model.decode(model.encode(part)[0]) for part in torch.split(images, 64)])
+    originals, reconstructions = to_uint8(images), to_uint8(answers)
+    pairs = zip(torch.split(originals, columns), torch.split(reconstructions, columns), strict=True)
+    rows = torch.cat([torch.cat([_padded(above, columns), _padded(below, columns)]) for above, below in pairs])
+    block = (f"{split} split: originals over reconstructions", tile(rows, columns))
+    return [block], originals, reconstructions
+
+
+@torch.inference_mode()
+def new_faces(
+    model: FaceVAE, gaussian: Gaussian, device: torch.device, *, count: int, seed: int = 0, temperature: float = 1.0
+) -> Tensor:
+    """uint8 [count, 3, H, W] decoded from draws of `gaussian`, whose spread is scaled by `temperature`."""
+    model.eval()
+    noise = temperature * normal(torch.arange(count), model.latent, seed=seed, stream="new faces")
+    latents = gaussian.sample(noise).to(device)
+    return torch.cat([to_uint8(model.decode(part)).cpu() for part in torch.split(latents, 64)])
+
+
+def training_grid(
+    model: FaceVAE, shards: ShardSet, split: str, fitted: Gaussian, device: torch.device, seed: int
+) -> Image.Image:
+    """The picture that a run saves at each epoch: the same faces and the same draws every time."""
+    columns = 16 if shards.image_size <= 64 else 8
+    blocks, _, _ = reconstruction_blocks(model, shards, split, device, columns=columns, count=2 * columns)
+    for caption, gaussian in (
+        ("new faces, from the aggregate posterior's mean and covariance", fitted),
+        ("new faces, from the prior N(0, I)", Gaussian.standard(model.latent)),
+    ):
+        faces = new_faces(model, gaussian, device, count=2 * columns, seed=seed)
+        blocks.append((caption, tile(faces, columns)))
+    return stack(blocks)
+
+
+def _padded(images: Tensor, columns: int) -> Tensor:
+    """A full row: what is missing is background."""
+    missing = columns - len(images)
+    colour = torch.tensor(_BACKGROUND, dtype=torch.uint8, device=images.device)[None, :, None, None]
+    return torch.cat([images, colour.expand(missing, -1, *images.shape[2:])])

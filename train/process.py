@@ -1,0 +1,94 @@
+"""This process among others: its launcher, its signals, its device."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from pipeline.errors import ConfigError
+from pipeline.loader import usable_cores
+from train.config import Config
+
+_PR_SET_PDEATHSIG = 1
+
+
+def follow_launcher() -> None:
+    """Turn the death of the launcher, however it dies, into a SIGTERM for this process (Linux).
+
+    `accelerate launch` and torchrun would otherwise leave a trainer behind that nobody sees. Without a launcher
+    nothing is set: a trainer that was started with nohup outlives its shell on purpose.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if not launched or not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopRequest:
+    """Becomes true at SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.signal == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """An Accelerator with the precision of the config; what a launcher exported cannot change it silently."""
+    # Accelerate's `backward` would divide by this; here the loop scales its own loss.
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerator = Accelerator(cpu=not has_gpu, mixed_precision=resolve_precision(config.train.mixed_precision))
+    allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in allowed:
+        raise ConfigError(
+            "the launcher must use plain data parallelism; "
+            f"got {accelerator.distributed_type}. Run `accelerate config` again without sharding plugins."
+        )
+    return accelerator
+
+
+def resolve_precision(asked: str) -> str:
+    """auto -> bf16 only where the hardware has it (a T4 emulates it), fp16 on other GPUs, float32 on the CPU."""
+    cuda = torch.cuda.is_available()
+    if asked == "auto":
+        if not cuda:
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if asked == "fp16" and not cuda:
+        raise ConfigError("train.mixed_precision fp16 must have a CUDA GPU; got none. Use auto, no or bf16.")
+    return asked
+
+
+def set_threads(config: Config, processes: int) -> int:
+    """Torch's threads in this process: the config's, or its share of the cores; launchers export OMP_NUM_THREADS=1."""
+    threads = config.train.threads or max(1, usable_cores() // processes)
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,271 @@
+"""Train a face VAE, or go on with a run that was interrupted: the command is the same.
+
+accelerate launch --quiet train/run.py configs/demo.toml --data.shards shards/faces-64
+accelerate launch train/run.py                            # configs/default.toml, the only set under shards/
+torchrun --nproc-per-node 2 train/run.py configs/demo.toml
+"""
+
+import contextlib
+import json
+import math
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+# A launcher puts this file's folder on the path, not the project's.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from rich.console import Console
+
+from pipeline import ShardSet
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_RUN_AGAIN,
+    ConfigError,
+    LeanstreamError,
+    UserError,
+    describe_os_error,
+    exit_code,
+)
+from pipeline.loader import usable_cores
+from pipeline.memory import PeakMemory
+from pipeline.order import Order
+from train.checkpoint import Generation, read_newest
+from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
+from train.display import duration
+from train.loop import TIME_UP, Session, finish, summarise, train
+from train.models import DEFAULT_LATENT, DEFAULT_WIDTHS, Architecture, FaceVAE, parameter_count
+from train.pretrained import CONFIG_FILE
+from train.process import StopRequest, follow_launcher, make_accelerator, set_threads
+from train.runfolder import RunFolder
+from train.state import TrainState
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code and never shows a traceback for something that a person did."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        follow_launcher()
+        name, config = parse_command_line(argv)
+        return start(name, config)
+    except (LeanstreamError, OSError) as error:
+        if "--debug" in argv:
+            raise
+        shown = describe_os_error(error, "training") if isinstance(error, OSError) else error
+        print(f"error: {shown}", file=sys.stderr, flush=True)
+        return exit_code(shown)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last save", file=sys.stderr, flush=True)
+        return 130
+
+
+def start(name: str, config: Config) -> int:
+    """Open everything that a run needs, train, and leave the results in the run folder."""
+    stop = StopRequest()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        memory = stack.enter_context(PeakMemory())
+        accelerator = make_accelerator(config)
+        stack.callback(accelerator.end_training)
+        console = Console(quiet=not accelerator.is_main_process, highlight=False)
+        shards = ShardSet.open(find_shards(config, console))
+        config = with_values(config, {"data.shards": str(shards.folder)})
+        folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
+        if accelerator.is_main_process:
+            if config.run.fresh:
+                with folder.locked():
+                    aside = folder.set_aside()
+                console.print(f"the run that was there is now {aside}")
+            stack.enter_context(folder.locked())
+        generation = load_generation(folder, accelerator, console)
+        session, rescheduled = prepare(config, shards, folder, generation, accelerator, console, stop, memory)
+        if is_finished(session):
+            session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
+            session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
+            return EXIT_DONE
+        if accelerator.is_main_process:
+            record_start(session, generation, rescheduled)
+        requests = train(session)
+        done = session.state.position >= session.total_images
+        if accelerator.is_main_process:
+            if done:
+                finish(session)
+            folder.write_summary(summarise(session, finished=done))
+            show_result(session, done)
+        accelerator.wait_for_everyone()
+        return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
+
+
+def find_shards(config: Config, console: Console) -> Path:
+    """The config's shard set, or the only one under shards/."""
+    if config.data.shards is not None:
+        return Path(config.data.shards)
+    found = sorted(path.parent for path in Path("shards").glob("*/shardset.json"))
+    if len(found) != 1:
+        what = f"{len(found)}: {', '.join(map(str, found))}" if found else "none"
+        raise ConfigError(
+            f"data.shards must be given unless there is one shard set under shards/; got {what}. "
+            "Add --data.shards FOLDER, or make a set with: shard_tool make-shards PHOTOS --size 64."
+        )
+    console.print(f"shards: {found[0]}, the only set under shards/")
+    return found[0]
+
+
+def load_generation(folder: RunFolder, accelerator: Accelerator, console: Console) -> Generation | None:
+    """The newest whole checkpoint, read by the first process and given to all."""
+    found: list[Generation | None] = [None]
+    if accelerator.is_main_process:
+        found[0], passed_over = read_newest(folder.checkpoints)
+        for reason in passed_over:
+            console.print(f"checkpoint passed over: {reason}")
+            folder.note("passed over", reason=reason)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def prepare(
+    config: Config,
+    shards: ShardSet,
+    folder: RunFolder,
+    generation: Generation | None,
+    accelerator: Accelerator,
+    console: Console,
+    stop: StopRequest,
+    memory: PeakMemory,
+) -> tuple[Session, list[str]]:
+    """Resolve the config, and build or restore the state; returns also what changed since the run was interrupted."""
+    asked_micro_batch = config.train.micro_batch
+    earlier = None if generation is None else from_dict(generation.state["config"], "the checkpoint")
+    if earlier is not None:
+        config = reuse(config, earlier)
+    config, total_images = resolve(config, shards, accelerator.num_processes)
+    rescheduled = [] if earlier is None or generation is None else check_same_run(config, earlier, shards, generation)
+
+    config = with_values(config, {"train.threads": set_threads(config, accelerator.num_processes)})
+    set_seed(config.run.seed)
+    model, micro_batch = config.model, config.train.micro_batch
+    assert model.latent is not None, "resolved above"
+    assert model.widths is not None, "resolved above"
+    assert micro_batch is not None, "resolved above"
+    architecture = Architecture(model.kind, shards.image_size, model.latent, model.widths)
+    state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, micro_batch)
+    if generation is not None:
+        state.restore(generation, first_process=accelerator.is_main_process)
+        if asked_micro_batch is None:
+            state.micro_batch = min(state.micro_batch, generation.state["micro_batch"])
+    facts = {
+        "config": {key: value for key, value in asdict(config).items() if isinstance(value, dict)},
+        "shardset": shards.fingerprint,
+        "torch": torch.__version__,
+        "processes": accelerator.num_processes,
+    }
+    session = Session(
+        config,
+        shards,
+        accelerator,
+        folder,
+        state,
+        total_images,
+        shards.split("train").total,
+        facts,
+        console,
+        stop,
+        memory,
+    )
+    return session, rescheduled
+
+
+def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, int]:
+    """The config with every value filled in that follows from set and machine, and the run's length in images."""
+    batch, kind = config.train.batch_size, config.model.kind
+    if batch % processes:
+        raise ConfigError(f"train.batch_size must be a multiple of {processes} processes; got {batch}. Change it.")
+    split = shards.split("train")
+    order = Order(split.samples, window=config.data.window, lanes=config.data.lanes)
+    length = config.train.total_images or math.ceil(config.train.epochs * split.total)
+    local = batch // processes
+    values = {
+        "data.window": order.window,
+        "data.lanes": order.lanes,
+        "data.threads": config.data.threads or max(1, usable_cores() // processes),
+        "model.latent": config.model.latent or DEFAULT_LATENT[kind],
+        "model.widths": config.model.widths or DEFAULT_WIDTHS[kind],
+        "train.micro_batch": min(config.train.micro_batch or local, local),
+    }
+    return with_values(config, values), -(-length // batch) * batch
+
+
+def check_same_run(config: Config, earlier: Config, shards: ShardSet, generation: Generation) -> list[str]:
+    """Refuse to resume another run; returns the changes of schedule, which are allowed."""
+    identity, schedule = changes(config, earlier)
+    if generation.state["shardset"] != shards.fingerprint:
+        identity.insert(0, f"the shard set {shards.folder} holds other data than {earlier.data.shards} did")
+    if identity:
+        raise UserError(
+            f"a resumed run must keep its data, model and objective; got {'; '.join(identity)}. "
+            "Undo that, or start another run with --run.name, --run.dir or --run.fresh."
+        )
+    return schedule
+
+
+def record_start(session: Session, generation: Generation | None, rescheduled: list[str]) -> None:
+    """Write the config and a ledger line; say what runs, from where, on what."""
+    folder, config, state, say = session.folder, session.config, session.state, session.say
+    folder.write_config(config.to_toml())
+    folder.cut_metrics(state.position)
+    if generation is None:
+        folder.note("start", torch=torch.__version__, processes=session.accelerator.num_processes)
+    else:
+        folder.note("resume", position=state.position, changes=rescheduled, torch=torch.__version__)
+        epochs = state.position / session.epoch_samples
+        say(f"resumed {folder.path} at image {state.position:,} (epoch {epochs:.2f}, update {state.updates:,})")
+        if generation.state["torch"] != torch.__version__:
+            say(f"warning: made by torch {generation.state['torch']}, now {torch.__version__}: not bit for bit equal")
+    for line in rescheduled:
+        say(f"changed: {line}; exact from here on")
+    precision = {"no": "float32"}.get(session.accelerator.mixed_precision, session.accelerator.mixed_precision)
+    batch, local = config.train.batch_size, config.train.batch_size // session.accelerator.num_processes
+    say(
+        f"{config.model.kind} VAE, {parameter_count(state.model) / 1e6:.2f}M parameters, "
+        f"{session.shards.image_size} px, latent {config.model.latent}, {config.loss.objective}, {precision} on "
+        f"{session.accelerator.device} x {session.accelerator.num_processes}"
+    )
+    say(
+        f"{session.epoch_samples:,} training images from {session.shards.folder}; batch {batch} = "
+        f"{session.accelerator.num_processes} processes x {-(-local // state.micro_batch)} micro-batches of "
+        f"{state.micro_batch}; {(session.total_images - state.position) // batch:,} updates to go; "
+        f"results in {folder.path}"
+    )
+
+
+def is_finished(session: Session) -> bool:
+    """Whether the run had come to its end before."""
+    path = session.folder.final / CONFIG_FILE
+    return (
+        session.state.position >= session.total_images
+        and path.exists()
+        and json.loads(path.read_bytes())["position"] == session.state.position
+    )
+
+
+def show_result(session: Session, done: bool) -> None:
+    """The last lines that a person sees."""
+    folder, state = session.folder, session.state
+    if not done:
+        return
+    for split, values in session.scores.items():
+        session.say(f"{split}: PSNR {values['psnr_db']:.2f} dB, rate {values['rate_nats']:.1f} nats")
+    session.say(
+        f"done: {state.position:,} images in {duration(session.elapsed_s)}; "
+        f"model in {folder.final}, pictures in {folder.grids}"
+    )
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        sys.exit(main())

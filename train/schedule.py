@@ -1,0 +1,26 @@
+"""What changes in the course of a run, as functions of the position alone."""
+
+import math
+
+from train.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, position: int, total_images: int) -> float:
+    """The rate of the update that starts at `position`: a linear rise, then constant or half a cosine to zero."""
+    rate = config.learning_rate
+    if config.warmup_images:
+        # The first update has to move, too.
+        rate *= min(1.0, (position + 1) / config.warmup_images)
+    if config.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, position / total_images)))
+    return rate
+
+
+def ema_decay(halflife_images: int, position: int, images: int) -> float:
+    """What the average keeps of itself in an update of `images` that ends at `position`.
+
+    The half-life grows with the run up to its value (Karras et al. 2022, arXiv 2206.00364, table 7), so that the
+    first random weights are soon forgotten.
+    """
+    halflife = min(float(halflife_images), 0.05 * position)
+    return math.pow(0.5, images / halflife)

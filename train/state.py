@@ -1,0 +1,141 @@
+"""All that changes in training, and how it becomes a checkpoint generation and comes back."""
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.errors import CheckpointError
+from train.checkpoint import Generation, snapshot
+from train.config import OptimConfig
+from train.models import FaceVAE
+from train.objectives import Sigma
+
+STATE_VERSION = 1
+INITIAL_SCALE = 2.0**16
+SCALE_GROWTH_UPDATES = 2_000
+
+
+@dataclass
+class LossScale:
+    """The factor of an fp16 loss: halved by an overflow, doubled after many updates without one.
+
+    Micikevicius et al. 2017 (arXiv 1710.03740), section 3.2. Kept as two numbers, and not as torch's GradScaler,
+    because an overflow here replays the same samples instead of skipping them.
+    """
+
+    value: float = INITIAL_SCALE
+    good_updates: int = 0
+
+    def overflowed(self) -> None:
+        """Halve after an overflow."""
+        self.value, self.good_updates = self.value / 2, 0
+
+    def applied(self) -> None:
+        """Count an update without overflow."""
+        self.good_updates += 1
+        if self.good_updates >= SCALE_GROWTH_UPDATES:
+            self.value, self.good_updates = self.value * 2, 0
+
+
+@dataclass
+class TrainState:
+    """Weights, their average, the optimizer, and a handful of numbers; equal on every process."""
+
+    model: FaceVAE
+    ema: FaceVAE
+    optimizer: torch.optim.Optimizer
+    position: int = 0
+    """Training samples consumed by applied updates."""
+    updates: int = 0
+    sigma: Sigma = field(default_factory=Sigma)
+    loss_scale: LossScale = field(default_factory=LossScale)
+    micro_batch: int = 0
+    """Images a process computes at once."""
+    audit: dict[int, int] = field(default_factory=dict)
+    """By epoch, the sum modulo 2^64 of the digests of the samples that were consumed (this process's part)."""
+    elapsed_s: float = 0.0
+    """Wall time of all interrupted parts of the run that this state goes back to."""
+
+    @classmethod
+    def create(cls, model: FaceVAE, config: OptimConfig, device: torch.device, micro_batch: int) -> "TrainState":
+        """A fresh state with `model` on `device`, its convolutions channels-last."""
+        model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema = copy.deepcopy(model).eval().requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+        return cls(model, ema, optimizer, micro_batch=micro_batch)
+
+    def count_samples(self, positions: NDArray[np.int64], digests: NDArray[np.uint64], epoch_samples: int) -> None:
+        """Add what an update was handed to the sums of its epochs."""
+        epochs = positions // epoch_samples
+        for epoch in np.unique(epochs).tolist():
+            total = int(digests[epochs == epoch].sum(dtype=np.uint64))
+            self.audit[epoch] = (self.audit.get(epoch, 0) + total) % 2**64
+
+    def to_generation(self, facts: dict[str, Any], audit: dict[int, int], elapsed_s: float) -> Generation:
+        """A snapshot of everything; `facts` are constants of the run that a resume compares or shows."""
+        scalars = {
+            "version": STATE_VERSION,
+            "position": self.position,
+            "updates": self.updates,
+            "sigma": asdict(self.sigma),
+            "loss_scale": asdict(self.loss_scale),
+            "micro_batch": self.micro_batch,
+            "elapsed_s": elapsed_s,
+            "audit": {str(epoch): f"{total:016x}" for epoch, total in audit.items()},
+            **facts,
+        }
+        parts = {
+            "model": snapshot(self.model.state_dict()),
+            "ema": snapshot(self.ema.state_dict()),
+            "optimizer": snapshot(self._optimizer_tensors()),
+        }
+        return Generation(parts, scalars)
+
+    def restore(self, generation: Generation, *, first_process: bool) -> None:
+        """Take over everything from a generation; `CheckpointError` where it is of another shape."""
+        state = generation.state
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"the checkpoint must be of version {STATE_VERSION}; got {state.get('version')}. "
+                "Resume it with the leanstream that wrote it."
+            )
+        try:
+            self.model.load_state_dict(generation.parts["model"])
+            self.ema.load_state_dict(generation.parts["ema"])
+            self._load_optimizer(generation.parts["optimizer"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's tensors must fit the model; got '{error}'. Use the config that it was made with."
+            ) from error
+        self.position, self.updates = state["position"], state["updates"]
+        self.sigma = Sigma(**state["sigma"])
+        self.loss_scale = LossScale(**state["loss_scale"])
+        self.elapsed_s = state["elapsed_s"]
+        # The saved sums are those of all processes together; one process carries them on.
+        sums = {int(epoch): int(total, 16) for epoch, total in state["audit"].items()}
+        self.audit = sums if first_process else {}
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        self.optimizer.state.clear()
+        parameters = dict(self.model.named_parameters())
+        for name, value in tensors.items():
+            owner, _, key = name.rpartition(".")
+            parameter = parameters[owner]
+            if value.shape == parameter.shape and value.dim():
+                # In the parameter's memory format, as the optimizer itself would have made it.
+                value = torch.empty_like(parameter).copy_(value)
+            self.optimizer.state[parameter][key] = value.detach().clone()

@@ -1,0 +1,192 @@
+"""One update: micro-batches, one exchange between processes, one step of the optimizer, all or nothing."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipeline import Batch
+from pipeline.counter import make_key
+from pipeline.errors import LeanstreamError
+from pipeline.noise import normal
+from train.config import Config
+from train.objectives import objective
+from train.schedule import ema_decay, learning_rate
+from train.state import TrainState
+
+MAX_REPLAYS = 20
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an applied update found, means over the images of the global batch."""
+
+    loss: float
+    mse: float
+    """Mean squared error a pixel and channel, images in [0, 1]."""
+    kl: float
+    """Nats an image."""
+    grad_norm: float
+    learning_rate: float
+    replays: int
+    requests: int
+    """Bitwise or of what the processes asked for."""
+
+
+def apply_update(
+    state: TrainState,
+    batch: Batch,
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    total_images: int,
+    epoch_samples: int,
+    requests: int = 0,
+) -> Update:
+    """Consume one batch (this process's part, on its device) and advance the position by the global batch.
+
+    `requests` are this process's flags (up to 16 bits), given to all processes along with the sums. An fp16 overflow or
+    running out of GPU memory changes nothing but the loss scale or the micro-batch, and the same positions are
+    computed again with the same noise.
+
+    Raises `LeanstreamError` where the loss stays non-finite or not even one image fits.
+    """
+    replays = 0
+    while (found := _attempt(state, batch, config, accelerator, requests)) is None:
+        replays += 1
+        if replays > MAX_REPLAYS:
+            raise LeanstreamError(
+                f"an update must succeed within {MAX_REPLAYS} replays; got none at position {state.position}. "
+                "The last checkpoint stands: try --train.mixed-precision bf16 or no."
+            )
+    rate = learning_rate(config.optim, state.position, total_images)
+    grad_norm = found.grad_norm
+    if config.optim.clip_norm is not None and grad_norm > config.optim.clip_norm:
+        _scale_gradients(state, config.optim.clip_norm / grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    images = config.train.batch_size
+    mse = found.squared_error / (images * batch.images[0].numel())
+    state.position += images
+    state.updates += 1
+    state.loss_scale.applied()
+    state.sigma = state.sigma.updated(mse, images, config.loss.sigma_halflife_images)
+    _average_weights(state, ema_decay(config.train.ema_halflife_images, state.position, images))
+    state.count_samples(batch.positions.cpu().numpy(), batch.digests, epoch_samples)
+    return Update(found.loss / images, mse, found.kl / images, grad_norm, rate, replays, found.requests)
+
+
+class _Found(NamedTuple):
+    """Sums over the global batch, and the norm of the gradients that stand ready."""
+
+    loss: float
+    squared_error: float
+    kl: float
+    grad_norm: float
+    requests: int
+
+
+def _attempt(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator, requests: int) -> _Found | None:
+    """Gradients for one update, or None after everything was put back for a replay."""
+    buffers = [buffer.clone() for buffer in state.model.buffers()]
+    sums, out_of_memory = _accumulate(state, batch, config, accelerator)
+    loss, squared_error, kl, failed, voted = _vote(accelerator, sums, out_of_memory, requests)
+    if failed:
+        _shrink_micro_batch(state)
+    else:
+        grad_norm = _exchange_and_measure(state, accelerator)
+        if math.isfinite(grad_norm) and math.isfinite(loss):
+            return _Found(loss, squared_error, kl, grad_norm, voted)
+        if accelerator.mixed_precision != "fp16":
+            raise LeanstreamError(
+                f"the loss must stay finite; got loss {loss} and gradient norm {grad_norm} at update "
+                f"{state.updates + 1} (position {state.position}). The last checkpoint stands: "
+                "run again with a lower --optim.learning-rate or with --optim.clip-norm."
+            )
+        state.loss_scale.overflowed()
+    state.optimizer.zero_grad()
+    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    return None
+
+
+def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator) -> tuple[Tensor, bool]:
+    """Gradients of the loss divided by the global batch; float64 sums of (loss, squared error, KL); out of memory?"""
+    model = state.model.train()
+    variance = state.sigma.variance
+    scale = state.loss_scale.value if accelerator.mixed_precision == "fp16" else 1.0
+    sums = torch.zeros(3)
+    parts = []
+    try:
+        for begin in range(0, len(batch), state.micro_batch):
+            part = slice(begin, begin + state.micro_batch)
+            positions = batch.positions[part]
+            images = batch.images[part].float() / 255
+            noise = normal(positions, model.latent, seed=config.run.seed, stream="latent")
+            if model.draws_for_itself:
+                torch.manual_seed(make_key("layers", config.run.seed, int(positions[0]))[0])
+            with accelerator.autocast():
+                output = model(images, noise)
+            terms = objective(config.loss, output, images, variance)
+            (terms.loss.sum() * (scale / config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
+            parts.append(torch.stack([term.detach().sum() for term in terms]))
+        sums = torch.stack(parts).cpu().double().sum(0)
+    except torch.OutOfMemoryError:
+        return sums, True
+    return sums, False
+
+
+def _vote(
+    accelerator: Accelerator, sums: Tensor, out_of_memory: bool, requests: int
+) -> tuple[float, float, float, bool, int]:
+    """Sums over all processes, whether any ran out of memory, and the requests of all."""
+    if accelerator.num_processes == 1:
+        loss, squared_error, kl = sums.tolist()
+        return loss, squared_error, kl, out_of_memory, requests
+    bits = [float(requests >> bit & 1) for bit in range(16)]
+    votes = torch.tensor([*sums.tolist(), float(out_of_memory), *bits], dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(votes)
+    loss, squared_error, kl, failed, *counts = votes.tolist()
+    return loss, squared_error, kl, failed > 0, sum(1 << bit for bit, count in enumerate(counts) if count)
+
+
+def _shrink_micro_batch(state: TrainState) -> None:
+    if state.micro_batch == 1:
+        raise LeanstreamError(
+            "one image must fit the GPU's memory; got out of memory at a micro-batch of 1. "
+            "Choose a smaller model or end what else uses the GPU."
+        )
+    state.micro_batch = (state.micro_batch + 1) // 2
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> float:
+    """Sum the gradients over processes in one exchange, undo the loss scale, return their norm."""
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    if accelerator.num_processes > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, total in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+    if accelerator.mixed_precision == "fp16":
+        _scale_gradients(state, 1 / state.loss_scale.value)
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _scale_gradients(state: TrainState, factor: float) -> None:
+    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+@torch.no_grad()
+def _average_weights(state: TrainState, decay: float) -> None:
+    torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
+    for average, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
+        average.copy_(buffer)
