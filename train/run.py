@@ -76,10 +76,10 @@ def start(name: str, config: Config) -> int:
         config = with_values(config, {"data.shards": str(shards.folder)})
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
         if accelerator.is_main_process:
-            if config.run.fresh:
+            if config.run.fresh and folder.path.exists():
                 with folder.locked():
                     aside = folder.set_aside()
-                console.print(f"the run that was there is now {aside}")
+                console.print(f"the run that was there is now {aside}", soft_wrap=True)
             stack.enter_context(folder.locked())
         generation = load_generation(folder, accelerator, console)
         session, rescheduled = prepare(config, shards, folder, generation, accelerator, console, stop, memory)
@@ -111,7 +111,7 @@ def find_shards(config: Config, console: Console) -> Path:
             f"data.shards must be given unless there is one shard set under shards/; got {what}. "
             "Add --data.shards FOLDER, or make a set with: shard_tool make-shards PHOTOS --size 64."
         )
-    console.print(f"shards: {found[0]}, the only set under shards/")
+    console.print(f"shards: {found[0]}, the only set under shards/", soft_wrap=True)
     return found[0]
 
 
@@ -121,7 +121,7 @@ def load_generation(folder: RunFolder, accelerator: Accelerator, console: Consol
     if accelerator.is_main_process:
         found[0], passed_over = read_newest(folder.checkpoints)
         for reason in passed_over:
-            console.print(f"checkpoint passed over: {reason}")
+            console.print(f"checkpoint passed over: {reason}", soft_wrap=True)
             folder.note("passed over", reason=reason)
     if accelerator.num_processes > 1:
         broadcast_object_list(found)

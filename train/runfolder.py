@@ -56,10 +56,8 @@ class RunFolder:
             lock.flush()
             yield
 
-    def set_aside(self) -> Path | None:
-        """Rename the folder, if it holds a run, so that a new one can start; returns where it went."""
-        if not self.path.exists():
-            return None
+    def set_aside(self) -> Path:
+        """Rename the folder so that a new run can start; returns where it went."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1

@@ -1,0 +1,1 @@
+"""What a person does with a trained face VAE: `explore COMMAND --run runs/NAME`."""
