@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = describe_os_error(error, "exploring") if isinstance(error, OSError) else error
         print(f"error: {shown}", file=sys.stderr)
         return exit_code(shown)
-    console.print(f"{path}\n{path.with_suffix('.json')}", soft_wrap=True)
+    console.print(f"{path}\n{path.with_suffix('.json')}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -196,9 +196,14 @@ def tar_header(name: str, size: int) -> bytes:
         return _tarfile_header(name, size)
     digits = b"%011o" % size
     checksum = _PLAIN_HEADER_SUM + sum(encoded) + sum(digits)
-    return b"".join(
-        (encoded.ljust(100, b"\0"), _PLAIN_HEADER[100:124], digits, _PLAIN_HEADER[135:148])
-        + (b"%06o\0 " % checksum, _PLAIN_HEADER[156:])
+    filled = encoded.ljust(tarfile.LENGTH_NAME, b"\0")
+    return b"%b%b%b%b%06o\0 %b" % (
+        filled,
+        _PLAIN_HEADER[100:124],
+        digits,
+        _PLAIN_HEADER[135:148],
+        checksum,
+        _PLAIN_HEADER[156:],
     )
 
 

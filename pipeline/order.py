@@ -84,7 +84,7 @@ class Order:
             place = (index[chosen] - (lane - epoch.phase) % self.lanes) // self.lanes
             cuts = epoch.cuts[lane]
             window_of = np.searchsorted(cuts, place, side="right") - 1
-            for window in range(int(window_of.min()), int(window_of.max()) + 1):
+            for window in np.unique(window_of).tolist():
                 inside = window_of == window
                 rows = self._window(epoch.number, lane, window, int(cuts[window + 1] - cuts[window]))
                 line[chosen[inside]] = epoch.lane_starts[lane] + cuts[window] + rows[place[inside] - cuts[window]]

@@ -12,19 +12,21 @@ generation whose every byte matches its manifest, and otherwise takes the one be
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, LeanstreamError, describe_os_error
+from pipeline.errors import CheckpointError, describe_os_error
 from pipeline.files import sync_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -79,18 +81,31 @@ def write_generation(folder: Path, generation: Generation) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for part, tensors in generation.parts.items():
-            save_file(tensors, partial / f"{part}.safetensors")
+            save_tensors(tensors, partial / f"{part}.safetensors")
         write_json(partial / STATE_FILE, generation.state)
         manifest = {path.name: _entry(path, sync=True) for path in sorted(partial.iterdir())}
         write_json(partial / MANIFEST_FILE, manifest)
         os.replace(partial, final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise describe_os_error(cause, "saving a checkpoint") from error
+        raise describe_os_error(error, "saving a checkpoint") from error
     _verify(final)
     return final
+
+
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """`save_file` with the manners of `open`: an `OSError` with its number, and the permissions of a new file."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)
 
 
 def read_generation(folder: Path) -> Generation:
@@ -126,9 +141,14 @@ def read_newest(folder: Path) -> tuple[Generation | None, list[str]]:
     return None, []
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest generations, and what interrupted saves left."""
-    for path in generations(folder)[keep:]:
+def prune(folder: Path, keep: int, newest: int) -> None:
+    """Remove all but the `keep` newest generations up to position `newest`, and what interrupted saves left.
+
+    `newest` was verified just now. Any that are later were passed over as damaged: they count for nothing, and go.
+    """
+    found = generations(folder)
+    later = [path for path in found if int(path.name) > newest]
+    for path in later + found[len(later) :][keep:]:
         # First the manifest: half a generation must not look whole.
         (path / MANIFEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
@@ -137,7 +157,10 @@ def prune(folder: Path, keep: int) -> None:
 
 
 class BackgroundWriter:
-    """Writes one generation at a time behind the training loop; an error surfaces at the next call."""
+    """Writes one generation at a time behind the training loop; an error surfaces at the next call.
+
+    A context manager: whatever ends the block, no write goes on after it.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
@@ -145,6 +168,13 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self.last_position: int | None = None
         """Position of the newest generation that is on disk and verified."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
     def start(self, generation: Generation) -> None:
         """Wait for the write before, then begin this one."""
@@ -169,9 +199,9 @@ class BackgroundWriter:
     def _write(self, generation: Generation) -> None:
         try:
             write_generation(self._folder, generation)
-            prune(self._folder, self._keep)
+            prune(self._folder, self._keep, generation.position)
             self.last_position = generation.position
-        except (LeanstreamError, OSError) as error:
+        except Exception as error:
             self._error = error
 
 

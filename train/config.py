@@ -37,6 +37,7 @@ class RunConfig:
     """Save and stop after this many minutes, with exit code 75: run the same command again to go on."""
 
     def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**32, "run.seed", "lie in [0, 2^32)", self.seed)
         _check(self.max_minutes is None or self.max_minutes > 0, "run.max_minutes", "be positive", self.max_minutes)
 
 

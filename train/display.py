@@ -7,6 +7,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -87,7 +88,7 @@ class Display:
     def refresh(self, *, force: bool = False) -> None:
         """Show the status if it is time, or in any case."""
         now = time.monotonic()
-        if not self._enabled or not self.status.updates or (now < self._next_refresh and not force):
+        if not self._enabled or not self.status.images_per_s or (now < self._next_refresh and not force):
             return
         if self._live is not None:
             self._next_refresh = now + 0.25
@@ -95,12 +96,12 @@ class Display:
         else:
             self._next_refresh = now + PLAIN_INTERVAL_S
             line = "  ".join(f"{caption} {value}" for caption, value in self.status.fields().items())
-            self.console.print(line, soft_wrap=True, highlight=False)
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def say(self, text: str) -> None:
         """Print a line above the panel."""
         if self._enabled:
-            self.console.print(text, soft_wrap=True, highlight=False)
+            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def _panel(self) -> Panel:
         table = Table.grid(padding=(0, 2), expand=True)
@@ -109,7 +110,7 @@ class Display:
             cells = [cell for caption, value in items[begin : begin + 2] for cell in (f"[dim]{caption}[/]", value)]
             table.add_row(*cells)
         bar = ProgressBar(total=self.status.total_images, completed=self.status.position)
-        return Panel(Group(bar, table), title=self.status.name, border_style="dim")
+        return Panel(Group(bar, table), title=escape(self.status.name), border_style="dim")
 
 
 def duration(seconds: float) -> str:

@@ -56,7 +56,7 @@ class Meters:
         self.total_s += seconds
         self.total_waited_s += waited_s
 
-    def flush(self, state: TrainState, update: Update, batch_size: int) -> dict[str, Any]:
+    def flush(self, state: TrainState, update: Update, batch_size: int, total_images: int) -> dict[str, Any]:
         """One line of metrics, means since the line before."""
         now = time.monotonic()
         seconds = max(now - self.since, 1e-9)
@@ -64,6 +64,7 @@ class Meters:
         record = {
             "position": state.position,
             "updates": state.updates,
+            "progress": state.position / total_images,
             "loss": self.loss / self.updates,
             "mse": mse,
             "psnr_db": -10 * math.log10(max(mse, 1e-10)),
@@ -106,7 +107,7 @@ class Session:
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True, markup=False)
 
     @property
     def is_main(self) -> bool:
@@ -146,7 +147,7 @@ def train(session: Session) -> int:
         lanes=config.data.lanes,
         flip=config.data.flip,
     )
-    with loader, display:
+    with loader, display, writer:
         while state.position < session.total_images and not requests & (STOP | TIME_UP):
             began = time.monotonic()
             batch = next(loader)
@@ -248,7 +249,8 @@ def _requests(session: Session, saved_at: float, writer: BackgroundWriter) -> in
 
 
 def _log(session: Session, status: Status, update: Update) -> None:
-    record = session.meters.flush(session.state, update, session.config.train.batch_size)
+    config, state = session.config.train, session.state
+    record = session.meters.flush(state, update, config.batch_size, session.total_images)
     if not session.is_main:
         return
     session.folder.append_metrics(record)

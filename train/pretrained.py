@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, UserError
 from pipeline.files import write_json
-from train.checkpoint import snapshot
+from train.checkpoint import save_tensors, snapshot
 from train.evaluate import Gaussian
 from train.models import Architecture, FaceVAE
 
@@ -27,7 +27,7 @@ def save_pretrained(folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[s
         (PRIOR_FILE, {"mean": prior.mean, "covariance": prior.covariance.contiguous()}),
     ):
         partial = folder / f".{name}.partial"
-        save_file(tensors, partial)
+        save_tensors(tensors, partial)
         partial.replace(folder / name)
     write_json(folder / CONFIG_FILE, {"architecture": model.describe(), **facts})
 

@@ -57,7 +57,8 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.signal == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        # The first one counts: after a Ctrl-C the launcher's end sends a SIGTERM as well.
+        self.signal = self.signal or signal.Signals(number).name
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -45,6 +45,15 @@ from train.runfolder import RunFolder
 from train.state import TrainState
 
 
+class _Console(Console):
+    """A console whose reader may go away, as in `| head`: the training goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        """Write nowhere from now on."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code and never shows a traceback for something that a person did."""
     argv = sys.argv[1:] if argv is None else argv
@@ -71,7 +80,7 @@ def start(name: str, config: Config) -> int:
         memory = stack.enter_context(PeakMemory())
         accelerator = make_accelerator(config)
         stack.callback(accelerator.end_training)
-        console = Console(quiet=not accelerator.is_main_process, highlight=False)
+        console = _Console(quiet=not accelerator.is_main_process, highlight=False)
         shards = ShardSet.open(find_shards(config, console))
         config = with_values(config, {"data.shards": str(shards.folder)})
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
@@ -79,7 +88,7 @@ def start(name: str, config: Config) -> int:
             if config.run.fresh and folder.path.exists():
                 with folder.locked():
                     aside = folder.set_aside()
-                console.print(f"the run that was there is now {aside}", soft_wrap=True)
+                console.print(f"the run that was there is now {aside}", soft_wrap=True, markup=False)
             stack.enter_context(folder.locked())
         generation = load_generation(folder, accelerator, console)
         session, rescheduled = prepare(config, shards, folder, generation, accelerator, console, stop, memory)
@@ -111,7 +120,7 @@ def find_shards(config: Config, console: Console) -> Path:
             f"data.shards must be given unless there is one shard set under shards/; got {what}. "
             "Add --data.shards FOLDER, or make a set with: shard_tool make-shards PHOTOS --size 64."
         )
-    console.print(f"shards: {found[0]}, the only set under shards/", soft_wrap=True)
+    console.print(f"shards: {found[0]}, the only set under shards/", soft_wrap=True, markup=False)
     return found[0]
 
 
@@ -121,7 +130,7 @@ def load_generation(folder: RunFolder, accelerator: Accelerator, console: Consol
     if accelerator.is_main_process:
         found[0], passed_over = read_newest(folder.checkpoints)
         for reason in passed_over:
-            console.print(f"checkpoint passed over: {reason}", soft_wrap=True)
+            console.print(f"checkpoint passed over: {reason}", soft_wrap=True, markup=False)
             folder.note("passed over", reason=reason)
     if accelerator.num_processes > 1:
         broadcast_object_list(found)

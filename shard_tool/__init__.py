@@ -1,0 +1,1 @@
+"""Raw photos to shard sets; never imports torch."""

@@ -1,0 +1,202 @@
+"""The `shard_tool` command: photos in, shard sets out.
+
+    shard_tool draw-faces raw/ --count 2000
+    shard_tool make-shards raw/ --size 64
+    shard_tool inspect shards/raw-64
+
+Errors are one line on stderr; `--debug` adds the traceback.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from pipeline.errors import EXIT_DONE, LeanstreamError, describe_os_error, exit_code
+from shard_tool.build import Settings
+from shard_tool.contents import describe, show
+from shard_tool.display import show_progress
+from shard_tool.make import make_shards
+from shard_tool.photo import Recipe
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    debug: bool = False
+    """Show the full traceback of an error."""
+
+
+@dataclass(frozen=True)
+class DrawFaces(Common):
+    """Draw varied portraits and a table of their attributes: a data set that belongs to nobody."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder for the pictures and list_attr_celeba.csv."""
+    count: int = 2000
+    """Pictures to draw."""
+    size: int = 600
+    """Height and width of each, pixels."""
+    seed: int = 0
+    """Another seed, other faces."""
+    workers: int | None = None
+    """Processes to draw with; by default one for each core."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+@dataclass(frozen=True)
+class MakeShards(Common):
+    """Turn a folder of photos into a shard set. Killed or interrupted, the same command goes on where it stopped."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of photos, read with all folders inside."""
+    size: int = 64
+    """Height and width of the samples, pixels."""
+    out: Path | None = None
+    """Folder for the set; by default shards/<name of the source>-<size>."""
+    crop: Literal["center", "none"] | int = "center"
+    """center: the largest centred square; N: a centred square of N pixels; none: stretch the whole photo."""
+    encode: Literal["jpeg", "png", "webp", "raw"] = "jpeg"
+    """Encoding of the samples; raw (.npy) needs no decoding and the most space."""
+    quality: int = 95
+    """Quality of jpeg (4:4:4) and webp, 1 to 100."""
+    val_fraction: float = 0.05
+    """Share of the photos for the val split, where no list_eval_partition.csv says which."""
+    shard_samples: int = 4096
+    """Most samples in one shard."""
+    seed: int = 0
+    """Seed of the order in which photos are spread over the shards."""
+    threads: int | None = None
+    """Threads to decode with; by default one for each core. The bytes do not depend on it."""
+    limit: int | None = None
+    """Take only this many photos, spread over the whole source by the seed."""
+    no_json: bool = False
+    """Leave out the json of each sample, its source and attributes: the leanest set."""
+    dry_run: bool = False
+    """Say what would be done, with an estimate of the space, and write nothing."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+@dataclass(frozen=True)
+class Inspect(Common):
+    """Show what a shard set holds, and the lines that open it."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished shard set."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+Command = (
+    Annotated[DrawFaces, tyro.conf.subcommand("draw-faces", prefix_name=False)]
+    | Annotated[MakeShards, tyro.conf.subcommand("make-shards", prefix_name=False)]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 1 a fault, 2 the user's error, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in arguments
+    try:
+        command = tyro.cli(
+            Command,
+            prog="shard_tool",
+            description="Turn photos of faces into shard sets that stream.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+        _run(command)
+        sys.stdout.flush()  # While a closed pipe can still be handled.
+        return EXIT_DONE
+    except SystemExit as stop:  # tyro has printed help or what is wrong with the arguments.
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # Who reads our output has seen enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except (LeanstreamError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        shown = describe_os_error(error, "shard_tool") if isinstance(error, OSError) else error
+        print(f"error: {shown}", file=sys.stderr)
+        return exit_code(shown)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _run(command: DrawFaces | MakeShards | Inspect) -> None:
+    if isinstance(command, DrawFaces):
+        _draw_faces(command)
+    elif isinstance(command, MakeShards):
+        _make_shards(command)
+    else:
+        _inspect(command)
+
+
+def _draw_faces(command: DrawFaces) -> None:
+    from shard_tool.faces import draw_faces  # Nobody else needs what it loads.
+
+    started = time.monotonic()
+    with show_progress("drawing", command.count, quiet=command.quiet) as report:
+        draw_faces(
+            command.out,
+            count=command.count,
+            size=command.size,
+            seed=command.seed,
+            workers=command.workers,
+            progress=lambda done: report(done, 0),
+        )
+    if not command.quiet:
+        print(f"{command.count:,} faces in {command.out} after {time.monotonic() - started:.0f} s.")
+        print(f"Next: shard_tool make-shards {command.out} --size 64")
+
+
+def _make_shards(command: MakeShards) -> None:
+    settings = Settings(
+        Recipe(command.size, command.crop, command.encode, command.quality),
+        val_fraction=command.val_fraction,
+        shard_samples=command.shard_samples,
+        seed=command.seed,
+        limit=command.limit,
+        json=not command.no_json,
+    )
+    make_shards(
+        command.source,
+        command.out,
+        settings,
+        threads=default_threads() if command.threads is None else command.threads,
+        dry_run=command.dry_run,
+        quiet=command.quiet,
+    )
+
+
+def _inspect(command: Inspect) -> None:
+    content = describe(command.folder)
+    if command.json:
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        show(content, Console())
+
+
+def default_threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

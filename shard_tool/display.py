@@ -1,0 +1,79 @@
+"""Progress on stderr: a live bar in a terminal, a plain line every few seconds elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 5.0
+_BAR_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def show_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes (done, rejected) of all runs together; its first call says where this run begins."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda done, rejected: None
+    elif console.is_terminal:
+        yield from _bar(console, what, total)
+    else:
+        yield _Lines(what, total)
+
+
+def _bar(console: Console, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]:,.0f} images/s"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[rejected]:,} rejected"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=total, speed=0.0, rejected=0)
+        rate = _Rate()
+        shown = 0.0
+
+        def report(done: int, rejected: int) -> None:
+            nonlocal shown
+            speed = rate.update(done)
+            if time.monotonic() - shown >= _BAR_SECONDS or done >= total:
+                shown = time.monotonic()
+                progress.update(task, completed=done, speed=speed, rejected=rejected)
+
+        yield report
+
+
+class _Lines:
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._rate = _Rate()
+        self._next = time.monotonic() + PLAIN_LINE_SECONDS
+
+    def __call__(self, done: int, rejected: int) -> None:
+        speed = self._rate.update(done)
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PLAIN_LINE_SECONDS
+        left = f"{(self._total - done) / speed:,.0f} s left, " if speed else ""
+        print(
+            f"{self._what}: {done:,} of {self._total:,}, {speed:,.0f} images/s, {left}{rejected:,} rejected",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Rate:
+    """Images a second since the first report, which says what earlier runs have finished."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def update(self, done: int) -> float:
+        if self._first is None:
+            self._first = done, time.monotonic()
+        return (done - self._first[0]) / max(time.monotonic() - self._first[1], 1e-6)

@@ -1,0 +1,198 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from shard_tool.cli import main
+
+Make = Callable[..., str]
+Refuse = Callable[..., str]
+Hashes = Callable[[Path], dict[str, str]]
+Pixels = Callable[..., Image.Image]
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--size", 16)
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shard_tool", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    code = "import sys, shard_tool.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_help_names_every_command() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for command in ("draw-faces", "make-shards", "inspect"):
+        assert command in shown.stdout
+        assert run(command, "--help").returncode == 0
+
+
+def test_an_unknown_option_is_the_users_error() -> None:
+    shown = run("make-shards", "raw", "--sise", "64")
+    assert shown.returncode == 2
+    assert "--size" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (("--size", 0), "size must be at least 1 pixel; got 0."),
+        (("--crop", 15), "crop must be center, none or at least the size, 16; got 15."),
+        (("--quality", 101), "quality must be from 1 to 100; got 101."),
+        (("--val-fraction", 1), "val-fraction must be from 0 to below 1; got 1.0."),
+        (("--shard-samples", 0), "shard-samples must be at least 1; got 0."),
+        (("--threads", 0), "threads must be at least 1; got 0."),
+        (("--limit", 0), "limit must be at least 1; got 0."),
+    ],
+)
+def test_a_value_out_of_range_is_one_line(
+    photos: Path, tmp_path: Path, refuse: Refuse, option: tuple[object, ...], complaint: str
+) -> None:
+    assert complaint in refuse(photos, tmp_path / "set", *SMALL, *option)
+
+
+def test_a_source_that_is_missing_or_empty_is_one_line(tmp_path: Path, refuse: Refuse) -> None:
+    assert "no such folder" in refuse(tmp_path / "nowhere", tmp_path / "set")
+    (tmp_path / "raw").mkdir()
+    assert "draw-faces" in refuse(tmp_path / "raw", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(photos: Path, refuse: Refuse) -> None:
+    # The kernel refuses this to root as well.
+    assert "Check the path" in refuse(photos, Path("/proc/leanstream/set"))
+    if os.geteuid() != 0:
+        photos.parent.chmod(0o500)
+        assert "Permission denied" in refuse(photos, photos.parent / "set")
+        photos.parent.chmod(0o700)
+
+
+def test_a_file_in_the_way_is_one_line(photos: Path, refuse: Refuse) -> None:
+    assert "Not a directory" in refuse(photos, photos / "a" / "00000.jpg" / "set")
+
+
+def test_debug_adds_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["make-shards", str(tmp_path / "nowhere"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_set_is_named_after_source_and_size(photos: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "shard_tool", "make-shards", "raw", "--size", "16"],
+        cwd=photos.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (photos.parent / "shards" / "raw-16" / "shardset.json").exists()
+    assert "shards/raw-16 is complete: 60 images of 16 px" in shown.stdout
+    assert "Next: accelerate launch --quiet train/run.py --data.shards shards/raw-16" in shown.stdout
+    assert "\x1b" not in shown.stdout + shown.stderr
+
+
+def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, make: Make, hashes: Hashes) -> None:
+    (photos / "empty.jpg").touch()
+    (photos / "notes.txt").touch()
+    before = hashes(tmp_path)
+    printed = make(photos, tmp_path / "set", *SMALL, "--dry-run", "--val-fraction", 0.2)
+    assert hashes(tmp_path) == before
+    assert not (tmp_path / "set").exists()
+    assert "made of 61 photos" in printed
+    assert "1 empty file of 61 tried" in printed
+    assert "1 files that are no images" in printed
+
+
+def test_a_dry_run_knows_the_space(photos: Path, tmp_path: Path, make: Make) -> None:
+    printed = make(photos, tmp_path / "set", *SMALL, "--dry-run")
+    estimate = float(printed.partition("space     about ")[2].partition(" MB")[0])
+    make(photos, tmp_path / "set", *SMALL)
+    size = sum(path.stat().st_size for path in (tmp_path / "set").iterdir()) / 1e6
+    assert abs(estimate - size) < 0.05
+
+
+def test_quiet_prints_nothing(photos: Path, tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make(photos, tmp_path / "set", *SMALL, "--quiet") == ""
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def labelled(photos: Path, tmp_path: Path, make: Make) -> Path:
+    """A set with attributes, two splits and one rejection."""
+    lines = ["image_id,Male,Smiling", *(f"{number:05d}.jpg,{-1 if number % 4 else 1},1" for number in range(60))]
+    (photos / "list_attr_celeba.csv").write_text("\n".join([*lines, "empty.jpg,1,1"]))
+    (photos / "empty.jpg").touch()
+    make(photos, tmp_path / "set", *SMALL, "--val-fraction", 0.2)
+    return tmp_path / "set"
+
+
+def test_inspect_shows_what_a_set_holds(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(labelled)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("60 images of 16 px", "Male 25%", "Smiling 100%", "rejected: 1 empty file", "train", "val", "pillow"):
+        assert part in shown
+
+
+def test_inspect_answers_programs_in_json(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(labelled), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["samples"] == 60 == sum(split["samples"] for split in content["splits"].values())
+    assert content["attributes"] == {"Male": 0.25, "Smiling": 1.0}
+    assert content["rejected"] == {"empty file": 1}
+    assert (content["crop"], content["encoding"], content["image_size"]) == ("center", "jpeg", 16)
+    assert content["bytes"] == sum(path.stat().st_size for path in labelled.glob("*.tar"))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("library", ["webdataset", "datasets", "leanstream"])
+def test_the_lines_that_inspect_prints_open_the_set(
+    labelled: Path, capsys: pytest.CaptureFixture[str], library: str
+) -> None:
+    pytest.importorskip({"leanstream": "torch"}.get(library, library))
+    assert main(["inspect", str(labelled), "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)["open_with"][library]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    if library == "leanstream":
+        assert names["first"].images.shape == (64, 3, 16, 16)
+    else:
+        assert len(list(names["samples"])) == sum(1 for _ in names["samples"]) > 40
+
+
+def test_inspect_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} must be a finished shard set; got ")
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_inspect_into_a_closed_pipe_is_silent(labelled: Path, option: str) -> None:
+    script = f"{sys.executable} -m shard_tool inspect {labelled} {option} | true"
+    shown = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.stderr == ""
+
+
+def test_draw_faces_passes_its_options_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: dict[str, Any] = {}
+
+    def fake(folder: Path, *, progress: Callable[[int], None], **options: Any) -> None:
+        called.update(options, folder=folder)
+        progress(3)
+
+    monkeypatch.setattr("shard_tool.faces.draw_faces", fake)
+    assert main(["draw-faces", str(tmp_path / "raw"), "--count", "3", "--size", "100", "--seed", "5"]) == 0
+    assert called == {"folder": tmp_path / "raw", "count": 3, "size": 100, "seed": 5, "workers": None}
+    assert f"Next: shard_tool make-shards {tmp_path / 'raw'} --size 64" in capsys.readouterr().out
