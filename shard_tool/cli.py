@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from pipeline.errors import EXIT_DONE, LeanstreamError, describe_os_error, exit_code
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, describe_os_error, exit_code
 from shard_tool.build import Settings
 from shard_tool.contents import describe, show
 from shard_tool.display import show_progress
@@ -133,9 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LeanstreamError, OSError) as error:
         if debug:
             traceback.print_exc()
-        shown = describe_os_error(error, "shard_tool") if isinstance(error, OSError) else error
+        shown = describe_os_error(error, arguments[0]) if isinstance(error, OSError) else error
         print(f"error: {shown}", file=sys.stderr)
         return exit_code(shown)
+    except Exception as error:  # A fault of ours, and no help to anybody as a page of code.
+        if debug:
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}. Run it again with --debug and report this.", file=sys.stderr)
+        return EXIT_FAULT
 
 
 def run() -> None:

@@ -130,7 +130,8 @@ def check_folder(out: Path, request: Mapping[str, Any]) -> None:
     """Raise `UserError` unless `request` may be built in `out`, or is complete there."""
     if (out / SHARDSET_FILE).exists():
         parts = ShardSet.open(out).parts
-        _compare(out, parts[0] if parts else {}, request, "was built")
+        # A finished set stays what it is; only going on with a build wants the same libraries.
+        _compare(out, parts[0] if parts else {}, request, "was built", ("settings", "source"))
         return
     plan = out / STATE_FOLDER / _PLAN
     if plan.exists():
@@ -140,7 +141,7 @@ def check_folder(out: Path, request: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{plan} must be JSON; got damaged text. Delete the folder {out} and build again."
             ) from None
-        _compare(out, begun, request, "was begun")
+        _compare(out, begun, request, "was begun", ("settings", "source", "versions"))
         return
     if out.exists() and not out.is_dir():
         raise UserError(f"--out must be a folder; got {out}, a file. Choose another.")
@@ -152,10 +153,12 @@ def check_folder(out: Path, request: Mapping[str, Any]) -> None:
         )
 
 
-def _compare(out: Path, earlier: Mapping[str, Any], request: Mapping[str, Any], verb: str) -> None:
+def _compare(
+    out: Path, earlier: Mapping[str, Any], request: Mapping[str, Any], verb: str, sections: tuple[str, ...]
+) -> None:
     differences = [
         f"{name} {_show(new.get(name))} ({verb} with {_show(old.get(name))})"
-        for new, old in [(_flat(request), _flat(earlier))]
+        for new, old in [(_flat(request, sections), _flat(earlier, sections))]
         for name in dict.fromkeys([*new, *old])
         if new.get(name) != old.get(name)
     ]
@@ -166,9 +169,8 @@ def _compare(out: Path, earlier: Mapping[str, Any], request: Mapping[str, Any], 
         )
 
 
-def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(request: Mapping[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
     """The values that decide about the set, by name; what the source is called does not."""
-    sections = ("settings", "source", "versions")
     flat = {key: value for section in sections for key, value in request.get(section, {}).items()}
     return {key: value for key, value in flat.items() if key != "source_name"}
 

@@ -67,7 +67,7 @@ def test_a_header_is_the_one_that_tarfile_makes(name: str, size: int) -> None:
     try:
         expected = header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
     except ValueError:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"name is too long|overflow"):
             tar_header(name, size)
     else:
         assert tar_header(name, size) == expected
@@ -156,9 +156,13 @@ def test_every_damage_to_an_index_is_noticed(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "train-000000") as writer:
-        writer.add("key", b"image", "jpg")
-        raise RuntimeError
+    def write_and_fail() -> None:
+        with ShardWriter(tmp_path, "train-000000") as writer:
+            writer.add("key", b"image", "jpg")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
     assert list(tmp_path.iterdir()) == []
 
 

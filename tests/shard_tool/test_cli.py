@@ -88,6 +88,13 @@ def test_debug_adds_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_fault_of_ours_is_one_line(
+    photos: Path, tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shard_tool.build.make_sample", lambda data, recipe: 1 / 0)
+    assert "ZeroDivisionError" in refuse(photos, tmp_path / "set", *SMALL, code=1)
+
+
 def test_the_set_is_named_after_source_and_size(photos: Path) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "shard_tool", "make-shards", "raw", "--size", "16"],

@@ -117,6 +117,14 @@ def test_other_library_versions_are_refused(
     assert "pillow 99.0 (was begun with " in refuse(photos, unfinished, *SMALL)
 
 
+def test_a_complete_set_stays_complete_under_other_library_versions(
+    photos: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(photos, tmp_path / "set", *SMALL)
+    monkeypatch.setattr("shard_tool.build.library_versions", lambda: {"pillow": "99.0"})
+    assert "already complete" in make(photos, tmp_path / "set", *SMALL)
+
+
 def test_another_number_of_threads_is_welcome(unfinished: Path, photos: Path, make: Make) -> None:
     make(photos, unfinished, *SMALL, "--threads", 3)
     assert (unfinished / "shardset.json").exists()
