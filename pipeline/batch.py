@@ -29,13 +29,16 @@ class BufferPool:
         self._shape, self._pinned, self._keep = shape, pinned, keep
         # A deque: its operations are atomic, and a buffer comes back from whichever thread drops the last tensor.
         self._free: deque[Buffer] = deque()
+        self._living: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
     def take(self) -> Buffer:
         """A buffer that nobody looks at."""
         try:
             buffer = self._free.popleft()
         except IndexError:
-            return Buffer(self._shape, self._pinned)
+            buffer = Buffer(self._shape, self._pinned)
+            self._living.add(buffer)
+            return buffer
         if buffer.copied is not None:
             buffer.copied.synchronize()
             buffer.copied = None
@@ -49,8 +52,13 @@ class BufferPool:
         weakref.finalize(view, self._give_back, buffer).atexit = False
         return tensor.permute(0, 3, 1, 2)
 
+    def clear(self) -> None:
+        """Free the buffers that nobody looks at, and those that are lent as they come back."""
+        self._keep = 0
+        self._free.clear()
+
     def _give_back(self, buffer: Buffer) -> None:
-        if len(self._free) < self._keep:
+        if len(self._living) <= self._keep:
             self._free.append(buffer)
 
 

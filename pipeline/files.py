@@ -21,7 +21,8 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary neighbour of `path`; it takes the name `path`, synced, only if the block ends without error."""
-    partial = path.with_name(f".{path.name}.partial")
+    # Two processes may write the same file at once, each all of it.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
             yield file

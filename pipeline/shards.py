@@ -58,7 +58,7 @@ class ShardFile:
 
     def crc32(self, row: int) -> int:
         """The crc32 of one sample's image, as it was written."""
-        return self._crc32.item(row)
+        return int(self._crc32.item(row))
 
     def image(self, row: int) -> bytes:
         """The encoded image of one sample; `ShardError` where its crc32 is not the index's."""
@@ -79,7 +79,7 @@ class ShardFile:
             return
         offset = self._offset.item(row) + self._size.item(row) - out.nbytes
         try:
-            count = os.preadv(self._descriptor, (out,), offset)
+            count = os.preadv(self._descriptor, (out.data,), offset)
         except OSError as error:
             raise describe_os_error(error, f"reading {self.path}") from error
         if count != out.nbytes:
@@ -113,7 +113,9 @@ class ShardFile:
         file = io.BytesIO(data)
         try:
             version = np.lib.format.read_magic(file)
-            found, fortran, dtype = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), False, None)
+            if version != (1, 0):
+                raise ValueError("another version of .npy")
+            found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError:
             raise self._damaged(row, "no .npy file") from None
         header = data[: file.tell()]
@@ -172,18 +174,16 @@ class ShardCache:
 
 
 def _load_index(path: Path, tar: Path, shard: Shard) -> Index:
-    rebuilt = False
     try:
-        index = Index.from_bytes(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        index, rebuilt = scan_tar(tar), True
+        rebuilt = not path.exists()
+        index = scan_tar(tar) if rebuilt else Index.from_bytes(path.read_bytes(), str(path))
     except OSError as error:
         raise describe_os_error(error, "reading an index") from error
     if index.tar_sha256 != shard.sha256 or index.tar_bytes != shard.bytes or len(index.records) != shard.samples:
         raise ShardError(
-            f"{path} must belong to {tar.name} as shardset.json describes it; "
+            f"{tar if rebuilt else path} must be as shardset.json describes it; "
             f"got {len(index.records)} samples of a tar with sha256 {index.tar_sha256[:12]}. "
-            "Delete it to rebuild it; if the error stays, the tar itself is another: copy the shard again."
+            + ("Copy it again, or rebuild the set." if rebuilt else "Delete it, and it is rebuilt from the tar.")
         )
     if rebuilt:
         try:

@@ -5,6 +5,7 @@ the run and used again on resume.
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -316,4 +317,4 @@ def _check(holds: bool, name: str, rule: str, value: Any) -> None:
 def _check_positive(section: str, values: Any, *names: str) -> None:
     for name in names:
         value = getattr(values, name)
-        _check(value is None or value > 0, f"{section}.{name}", "be positive", value)
+        _check(value is None or 0 < value < math.inf, f"{section}.{name}", "be a positive number", value)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_INTERVAL_S = 5.0
 
@@ -107,10 +108,11 @@ class Display:
         table = Table.grid(padding=(0, 2), expand=True)
         items = list(self.status.fields().items())
         for begin in range(0, len(items), 2):
-            cells = [cell for caption, value in items[begin : begin + 2] for cell in (f"[dim]{caption}[/]", value)]
-            table.add_row(*cells)
+            # Text and not markup: a line printed above the panel without markup would show the panel's, too.
+            table.add_row(*(cell for pair in items[begin : begin + 2] for cell in map(Text, pair, ("dim", ""))))
         bar = ProgressBar(total=self.status.total_images, completed=self.status.position)
-        return Panel(Group(bar, table), title=escape(self.status.name), border_style="dim")
+        # The bar comes last: it ends without a line break.
+        return Panel(Group(table, bar), title=escape(self.status.name), border_style="dim")
 
 
 def duration(seconds: float) -> str:

@@ -97,7 +97,7 @@ def _build_conv(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     flat = widths[-1] * bottom * bottom
     down: list[nn.Module] = []
     for before, after in zip((3, *widths[:-1]), widths, strict=True):
-        down += [nn.Conv2d(before, after, 4, stride=2, padding=1), _group_norm(after), nn.SiLU()]
+        down += [nn.Conv2d(before, after, 3, stride=2, padding=1), _group_norm(after), nn.SiLU()]
     up: list[nn.Module] = [nn.Linear(architecture.latent, flat), nn.Unflatten(1, (widths[-1], bottom, bottom))]
     for before, after in zip(reversed(widths), (*reversed(widths[:-1]), 3), strict=True):
         up += [_group_norm(before), nn.SiLU(), nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
