@@ -1,7 +1,6 @@
 """A trained model with the data it was trained on, from a run folder or a finished model's folder."""
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from pipeline import ShardSet
 from pipeline.errors import CheckpointError, UserError
 from train.checkpoint import generations, read_newest
+from train.config import load_config
 from train.evaluate import Gaussian, aggregate_posterior
 from train.models import FaceVAE
 from train.pretrained import CONFIG_FILE, build_model, load_pretrained
@@ -43,22 +43,26 @@ def load_trained(run: Path | None, model: Path | None, shards: Path | None, prio
     if model is not None:
         loaded, fitted, facts = load_pretrained(model, device)
         opened = None if shards is None else ShardSet.open(shards)
+        size = loaded.architecture.image_size
+        if opened is not None and opened.image_size != size:
+            raise UserError(
+                f"{shards} must be of the model's size {size}; got {opened.image_size}. Give a set of that size."
+            )
         return Trained(loaded, fitted, opened, facts, model / "explore", device)
     assert run is not None, "one of the two is given"
     folder = RunFolder(run)
     if not folder.config_file.exists():
         raise UserError(f"{run} must be a run folder; got no config.toml in it. Name a folder such as runs/demo.")
-    path = shards or Path(tomllib.loads(folder.config_file.read_text())["data"]["shards"])
-    opened = ShardSet.open(path)
+    named = shards or load_config(folder.config_file).data.shards
+    if named is None:
+        raise UserError(f"{folder.config_file} must name data.shards; got none. Give the set with --shards.")
+    opened = ShardSet.open(named)
     if (folder.final / CONFIG_FILE).exists():
         loaded, fitted, facts = load_pretrained(folder.final, device)
+        _check_same_data(folder, opened, facts)
     else:
         loaded, facts = _from_checkpoint(folder, opened, device)
         fitted = aggregate_posterior(loaded, opened, "train", prior_images, device)
-    if facts["shardset"] != opened.fingerprint:
-        raise UserError(
-            f"{path} must be the set that {run} was trained on; got other data. Give the right one with --shards."
-        )
     return Trained(loaded, fitted, opened, facts, run / "explore", device)
 
 
@@ -67,6 +71,7 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
         raise UserError(f"{folder.path} must hold a model; got no checkpoint yet. Wait for the first save.")
     generation, _ = read_newest(folder.checkpoints)
     assert generation is not None, "there are generations, and read_newest raises where none is whole"
+    _check_same_data(folder, shards, generation.state)
     config = generation.state["config"]["model"]
     model = build_model(
         {
@@ -81,3 +86,11 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
     except RuntimeError as error:
         raise CheckpointError(f"{folder.path} must fit its own config; got '{json.dumps(str(error))}'.") from error
     return model.to(device).eval(), {"shardset": generation.state["shardset"], "position": generation.position}
+
+
+def _check_same_data(folder: RunFolder, shards: ShardSet, facts: dict[str, Any]) -> None:
+    if facts["shardset"] != shards.fingerprint:
+        raise UserError(
+            f"{shards.folder} must be the set that {folder.path} was trained on; got other data. "
+            "Give the right one with --shards."
+        )

@@ -20,6 +20,9 @@ from pipeline.errors import LeanstreamError, ShardError, describe_os_error
 from pipeline.files import write_atomic
 from pipeline.format import BLOCK, Index, Shard, ShardSet, Split, scan_tar
 
+_parsing = threading.Lock()
+"""numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""
+
 
 class ShardFile:
     """One open shard. Any number of threads may read from it; the file closes when the last reference goes."""
@@ -115,7 +118,8 @@ class ShardFile:
             version = np.lib.format.read_magic(file)
             if version != (1, 0):
                 raise ValueError("another version of .npy")
-            found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            with _parsing:
+                found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError:
             raise self._damaged(row, "no .npy file") from None
         header = data[: file.tell()]

@@ -182,10 +182,9 @@ def train(session: Session) -> int:
                 _save(session, writer)
                 saved_at = time.monotonic()
         writer.wait()
-        if session.is_main and session.stop:
-            display.say(
-                f"stopped by {session.stop.signal}: saved at image {state.position:,}; the same command goes on"
-            )
+        if session.is_main and requests & STOP and state.position < session.total_images:
+            by = session.stop.signal or "a signal to another process"
+            display.say(f"stopped by {by}: saved at image {state.position:,}; the same command goes on")
         elif session.is_main and requests & TIME_UP:
             display.say(f"run.max_minutes is over: saved at image {state.position:,}; the same command goes on")
     return requests
