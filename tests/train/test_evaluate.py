@@ -1,0 +1,90 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.format import ShardSet
+from pipeline.loader import StreamingLoader
+from pipeline.noise import normal
+from tests.helpers import make_image
+from tests.train.tiny import CPU, tiny_config, tiny_model
+from train.evaluate import Gaussian, aggregate_posterior, mean_image_psnr, psnr, score, stream_images
+from train.models import FaceVAE
+from train.objectives import kl_divergence
+
+
+@pytest.fixture
+def model() -> FaceVAE:
+    return tiny_model(tiny_config())
+
+
+def all_images(shards: ShardSet, split: str) -> torch.Tensor:
+    """Every image of a split, float in [0, 1], read with the loader's own batches of one."""
+    with StreamingLoader(shards, split=split, batch_size=1) as loader:
+        return torch.cat([next(loader).images.clone() for _ in range(loader.samples)]).float() / 255
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 70), (1, 1), (64, 64), (65, 65), (1000, 70)])
+def test_a_stream_gives_each_image_once_up_to_its_limit(
+    shard_set: Callable[..., ShardSet], limit: int | None, count: int
+) -> None:
+    shards = shard_set(samples={"val": 70}, encoding="png")
+    images = torch.cat(list(stream_images(shards, "val", limit, CPU)))
+    assert len(images) == count
+    known = {make_image("val", number, 16).tobytes() for number in range(70)}
+    found = {(image.permute(1, 2, 0) * 255).round().byte().numpy().tobytes() for image in images}
+    assert len(found) == count
+    assert found <= known
+
+
+@torch.inference_mode()
+def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable[..., ShardSet]) -> None:
+    shards = shard_set(samples={"val": 70}, size=32)
+    found = score(model, shards, "val", CPU)
+    images = all_images(shards, "val")
+    mean, logvar = model.eval().encode(images)
+    squares = (images - model.decode(mean)).square().flatten(1).mean(1)
+    assert found.images == 70
+    assert found.psnr_db == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
+    assert found.mse == pytest.approx(float(squares.mean()), rel=1e-5)
+    assert found.rate_nats == pytest.approx(float(kl_divergence(mean, logvar).mean()), rel=1e-5)
+
+
+def test_psnr_is_that_of_each_image() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    others = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
+    torch.testing.assert_close(psnr(images, others), torch.tensor([20.0, 40.0]))
+    assert float(psnr(images, images)[0]) == 100
+
+
+@torch.inference_mode()
+def test_the_aggregate_posterior_is_the_mixtures_mean_and_covariance(model: FaceVAE, faces: ShardSet) -> None:
+    found = aggregate_posterior(model, faces, "train", 1000, CPU)
+    mean, logvar = model.eval().encode(all_images(faces, "train"))
+    expected = torch.cov(mean.double().T, correction=0) + torch.diag(logvar.double().exp().mean(0))
+    torch.testing.assert_close(found.mean, mean.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.covariance, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_have_the_gaussians_moments() -> None:
+    spread = torch.tensor([[1.0, 0.0], [3.0, 0.5]], dtype=torch.float64)
+    gaussian = Gaussian(torch.tensor([5.0, -5.0], dtype=torch.float64), spread @ spread.T)
+    latents = gaussian.sample(normal(torch.arange(50_000), 2, seed=0, stream="a test"))
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents.mean(0).double(), gaussian.mean, rtol=0.01, atol=0)
+    torch.testing.assert_close(torch.cov(latents.double().T), gaussian.covariance, rtol=0.03, atol=0)
+    assert Gaussian.standard(3).sample(torch.eye(3)).sub(torch.eye(3)).abs().max() < 1e-5
+
+
+def test_the_floor_is_the_psnr_of_the_mean_training_picture(faces: ShardSet) -> None:
+    average = all_images(faces, "train").mean(0)
+    squares = (all_images(faces, "val") - average).square().flatten(1).mean(1)
+    assert mean_image_psnr(faces, "val") == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
+    assert math.isfinite(mean_image_psnr(faces, "train"))
+
+
+def test_a_split_that_is_not_there_is_an_error(model: FaceVAE, faces: ShardSet) -> None:
+    with pytest.raises(UserError, match=r"one of the set's \(train, val\); got 'test'"):
+        score(model, faces, "test", CPU)

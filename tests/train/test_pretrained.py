@@ -1,0 +1,64 @@
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import train.checkpoint
+from pipeline.errors import CheckpointError, UserError
+from tests.train.tiny import CPU, tiny_config, tiny_model
+from train.evaluate import Gaussian
+from train.models import FaceVAE
+from train.pretrained import load_pretrained, save_pretrained
+
+PRIOR = Gaussian(torch.arange(4.0, dtype=torch.float64), torch.eye(4, dtype=torch.float64) / 3)
+
+
+def save(folder: Path, kind: str = "conv") -> FaceVAE:
+    model = tiny_model(tiny_config(model={"kind": kind})).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for buffer in model.buffers():
+        buffer.add_(1)
+    save_pretrained(folder, model, PRIOR, {"position": 7, "shardset": "abc"})
+    return model
+
+
+@pytest.mark.parametrize("kind", ["conv", "keras"])
+def test_a_model_comes_back_with_the_same_answers(tmp_path: Path, kind: str) -> None:
+    model = save(tmp_path / "final", kind).eval()
+    again, prior, facts = load_pretrained(tmp_path / "final", CPU)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(again.encode(images)[0], model.encode(images)[0])
+    assert not again.training
+    assert prior.mean.equal(PRIOR.mean)
+    assert prior.covariance.equal(PRIOR.covariance)
+    assert (facts["position"], facts["shardset"]) == (7, "abc")
+    assert sorted(path.name for path in (tmp_path / "final").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "prior.safetensors",
+    ]
+
+
+def test_no_model_is_the_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must hold a finished model; got no config\.json"):
+        load_pretrained(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "prior.safetensors"])
+def test_a_damaged_model_is_an_error(tmp_path: Path, name: str) -> None:
+    save(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=r"must be a whole model.*Copy it again"):
+        load_pretrained(tmp_path, CPU)
+
+
+def test_a_full_disk_is_an_os_error_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise train.checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(train.checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as failed:
+        save(tmp_path)
+    assert failed.value.errno == errno.ENOSPC
+    assert not (tmp_path / "config.json").exists()

@@ -1,0 +1,55 @@
+import os
+import signal
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from tests.train.tiny import tiny_config
+from train.process import StopRequest, make_accelerator, resolve_precision
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_becomes_a_request_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    with stop.listening():
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts_also_after_the_launchers_sigterm() -> None:
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sigterm_twice_is_one_request() -> None:
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.signal == "SIGTERM"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
+def test_without_a_gpu_auto_is_float32_and_fp16_is_refused() -> None:
+    assert resolve_precision("auto") == "no"
+    assert resolve_precision("bf16") == "bf16"
+    with pytest.raises(ConfigError, match="must have a CUDA GPU"):
+        resolve_precision("fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
+def test_what_a_launcher_exported_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = make_accelerator(tiny_config())
+    assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")

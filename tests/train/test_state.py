@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import CheckpointError
+from pipeline.format import Index, ShardSet
+from pipeline.loader import digests
+from tests.train.tiny import state_sha256, tiny_config, tiny_state, updates
+from train.checkpoint import Generation, read_generation, write_generation
+from train.state import SCALE_GROWTH_UPDATES, LossScale
+
+
+@pytest.mark.parametrize("kind", ["conv", "keras"])
+def test_a_restored_state_is_equal_bit_for_bit_and_goes_on_equally(tmp_path: Path, faces: ShardSet, kind: str) -> None:
+    config = tiny_config(model={"kind": kind}, optim={"weight_decay": 0.01})
+    state = tiny_state(config)
+    list(updates(state, config, faces, 3))
+    state.loss_scale = LossScale(1024.0, 17)
+    generation = state.to_generation({"fact": 1}, state.audit, 12.5)
+    again = tiny_state(config)
+    again.restore(read_generation(write_generation(tmp_path, generation)), first_process=True)
+    assert state_sha256(again) == state_sha256(state)
+    assert (again.position, again.updates, again.elapsed_s) == (48, 3, 12.5)
+    assert (again.sigma, again.loss_scale, again.audit) == (state.sigma, state.loss_scale, state.audit)
+    for parameter, other in zip(state.model.parameters(), again.model.parameters(), strict=True):
+        one, two = state.optimizer.state[parameter], again.optimizer.state[other]
+        assert set(one) == set(two)
+        for key in one:
+            assert one[key].equal(two[key])
+            assert (one[key].dtype, one[key].stride()) == (two[key].dtype, two[key].stride())
+        assert parameter.stride() == other.stride()
+    tail = list(updates(state, config, faces, 3))
+    assert list(updates(again, config, faces, 3)) == tail
+    assert state_sha256(again) == state_sha256(state)
+
+
+def test_audit_sums_of_full_epochs_are_those_of_the_index(faces: ShardSet) -> None:
+    config = tiny_config()
+    state = tiny_state(config)
+    list(updates(state, config, faces, 5))
+    assert state.position == 2 * 40
+    expected = 0
+    for number, shard in enumerate(faces.split("train")):
+        records = Index.from_bytes((faces.folder / f"{shard.name}.index").read_bytes(), shard.name).records
+        rows = np.arange(len(records))
+        expected += sum(digests(np.full_like(rows, number), rows, records["image_crc32"].astype(np.int64)).tolist())
+    assert state.audit == {0: expected % 2**64, 1: expected % 2**64}
+
+
+def test_audit_sums_wrap_at_64_bits_and_go_to_the_epoch_of_each_sample() -> None:
+    state = tiny_state(tiny_config())
+    state.audit = {0: 2**64 - 1}
+    state.count_samples(np.array([8, 9, 10, 11]), np.array([1, 2**63, 2**63, 5], np.uint64), 10)
+    assert state.audit == {0: 2**63, 1: 2**63 + 5}
+
+
+def test_only_the_first_process_carries_the_sums_on() -> None:
+    state = tiny_state(tiny_config())
+    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0), first_process=False)
+    assert state.audit == {}
+    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0), first_process=True)
+    assert state.audit == {0: 2**64 - 1}
+
+
+def test_another_version_or_another_model_is_refused() -> None:
+    config = tiny_config()
+    generation = tiny_state(config).to_generation({}, {}, 0.0)
+    other = tiny_state(tiny_config(model={"latent": 5}))
+    with pytest.raises(CheckpointError, match="must fit the model"):
+        other.restore(generation, first_process=True)
+    newer = Generation(generation.parts, {**generation.state, "version": 2})
+    with pytest.raises(CheckpointError, match="must be of version 1; got 2"):
+        tiny_state(config).restore(newer, first_process=True)
+
+
+def test_missing_optimizer_tensors_are_refused(faces: ShardSet) -> None:
+    config = tiny_config()
+    state = tiny_state(config)
+    list(updates(state, config, faces, 1))
+    generation = state.to_generation({}, {}, 0.0)
+    del generation.parts["optimizer"]
+    with pytest.raises(CheckpointError, match="'optimizer'"):
+        tiny_state(config).restore(generation, first_process=True)
+
+
+def test_the_average_is_frozen_and_in_channels_last_as_the_model() -> None:
+    state = tiny_state(tiny_config())
+    assert not any(parameter.requires_grad for parameter in state.ema.parameters())
+    assert not state.ema.training
+    weights = [value for value in state.model.parameters() if value.dim() == 4]
+    assert weights
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)
+
+
+def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates() -> None:
+    scale = LossScale()
+    scale.overflowed()
+    assert scale.value == 2.0**15
+    for _ in range(SCALE_GROWTH_UPDATES - 1):
+        scale.applied()
+    assert scale.value == 2.0**15
+    scale.applied()
+    assert (scale.value, scale.good_updates) == (2.0**16, 0)

@@ -1,0 +1,149 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import LeanstreamError
+from pipeline.format import ShardSet
+from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
+from train.config import Config
+from train.models import FaceVAE, Output
+from train.state import TrainState
+from train.update import MAX_REPLAYS
+
+FP16 = FakeAccelerator(mixed_precision="fp16")
+KERAS = {"kind": "keras"}
+
+
+class Overflowing(FaceVAE):
+    """Its gradients are infinite in the first `left` passes."""
+
+    left = 0
+
+    def forward(self, images: Tensor, noise: Tensor) -> Output:
+        output = super().forward(images, noise)
+        if self.left:
+            self.left -= 1
+            output.images.register_hook(lambda gradient: gradient * math.inf)
+        return output
+
+
+class Hungry(FaceVAE):
+    """Runs out of memory where more than `fits` images come at once."""
+
+    fits = 5
+
+    def forward(self, images: Tensor, noise: Tensor) -> Output:
+        output = super().forward(images, noise)
+        if len(images) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return output
+
+
+def train(config: Config, shards: ShardSet, count: int = 3, **settings: Any) -> tuple[TrainState, list[Any]]:
+    accelerator = settings.pop("accelerator", None)
+    failures = settings.pop("failures", 0)
+    state = tiny_state(config, **settings)
+    if failures:
+        state.model.left = failures  # type: ignore[assignment]
+    return state, list(updates(state, config, shards, count, accelerator))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_an_overflow_halves_the_scale_and_replays_the_same_samples(faces: ShardSet, failures: int) -> None:
+    config = tiny_config(model=KERAS)  # its BatchNorm has buffers to put back
+    calm, expected = train(config, faces, accelerator=FP16, kind=Overflowing)
+    state, found = train(config, faces, accelerator=FP16, kind=Overflowing, failures=failures)
+    assert state.position == calm.position == 48
+    assert [update.replays for update in found] == [failures, 0, 0]
+    assert [replace(update, replays=0) for update in found] == expected
+    assert (state.loss_scale.value, calm.loss_scale.value) == (2.0 ** (16 - failures), 2.0**16)
+    assert state_sha256(state) == state_sha256(calm)
+    assert state.audit == calm.audit
+
+
+def test_the_loss_scale_does_not_change_the_update(faces: ShardSet) -> None:
+    config = tiny_config(optim={"clip_norm": 0.5})
+    scaled, _ = train(config, faces, accelerator=FP16)
+    plain, _ = train(config, faces)
+    assert state_sha256(scaled) == state_sha256(plain)
+
+
+def test_overflow_without_end_is_an_error_and_changes_nothing_but_the_scale(faces: ShardSet) -> None:
+    config = tiny_config()
+    state = tiny_state(config, kind=Overflowing)
+    before = state_sha256(state)
+    state.model.left = MAX_REPLAYS + 1  # type: ignore[assignment]
+    with pytest.raises(LeanstreamError, match=r"within 20 replays; got none at position 0.*--train.mixed-precision"):
+        list(updates(state, config, faces, 1, FP16))
+    assert (state.position, state.updates) == (0, 0)
+    assert state_sha256(state) == before
+
+
+def test_the_last_replay_may_still_succeed(faces: ShardSet) -> None:
+    _, found = train(tiny_config(), faces, 1, accelerator=FP16, kind=Overflowing, failures=MAX_REPLAYS)
+    assert found[0].replays == MAX_REPLAYS
+
+
+def test_out_of_memory_halves_the_micro_batch_and_replays_the_same_samples(faces: ShardSet) -> None:
+    config = tiny_config(model=KERAS)
+    state, found = train(config, faces, kind=Hungry)
+    small, expected = train(config, faces, micro_batch=4)
+    assert (state.micro_batch, [update.replays for update in found]) == (4, [2, 0, 0])
+    assert [replace(update, replays=0) for update in found] == expected
+    assert state_sha256(state) == state_sha256(small)
+
+
+def test_one_image_that_does_not_fit_is_an_error(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hungry, "fits", 0)
+    with pytest.raises(LeanstreamError, match="out of memory at a micro-batch of 1"):
+        train(tiny_config(), faces, kind=Hungry)
+
+
+def test_a_non_finite_loss_in_float32_is_an_error_that_names_the_update(faces: ShardSet) -> None:
+    config = tiny_config()
+    state = tiny_state(config)
+    list(updates(state, config, faces, 2))
+    next(state.model.parameters()).data[0] = math.nan
+    with pytest.raises(LeanstreamError, match=r"got loss nan .* at update 3 \(position 32\).*--optim.learning-rate"):
+        list(updates(state, config, faces, 1))
+    assert state.position == 32
+
+
+def test_clipping_scales_the_gradients_and_reports_their_norm(faces: ShardSet) -> None:
+    """Adam does not feel the scale of its first gradient but keeps it: the moments tell."""
+    free, (update,) = train(tiny_config(), faces, 1)
+    limit = update.grad_norm / 4
+    clipped, (other,) = train(tiny_config(optim={"clip_norm": limit}), faces, 1)
+    assert other.grad_norm == update.grad_norm
+    for one, two in zip(free.optimizer.state.values(), clipped.optimizer.state.values(), strict=True):
+        torch.testing.assert_close(two["exp_avg"], one["exp_avg"] / 4)
+    unclipped, _ = train(tiny_config(optim={"clip_norm": update.grad_norm * 2}), faces, 1)
+    assert state_sha256(unclipped) == state_sha256(free)
+
+
+@pytest.mark.parametrize("objective", ["optimal_sigma", "mse"])
+def test_four_micro_batches_of_16_train_as_one_of_64(faces: ShardSet, objective: str) -> None:
+    config = tiny_config(loss={"objective": objective}, train={"batch_size": 64})
+    whole, expected = train(config, faces, 50)
+    parts, found = train(config, faces, 50, micro_batch=16)
+    for one, other in zip(found, expected, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.mse == pytest.approx(other.mse, rel=1e-4)
+    assert expected[-1].mse < 0.95 * expected[0].mse  # it has really trained
+    assert parts.audit == whole.audit
+
+
+def test_a_micro_batch_that_does_not_divide_gives_the_same_update(faces: ShardSet) -> None:
+    _, expected = train(tiny_config(), faces, 2)
+    _, found = train(tiny_config(), faces, 2, micro_batch=7)
+    assert [update.loss for update in found] == pytest.approx([update.loss for update in expected], rel=1e-5)
+
+
+def test_an_update_passes_on_what_this_process_asks_for(faces: ShardSet) -> None:
+    _, (update,) = train(tiny_config(), faces, 1)
+    assert update.requests == 0
+    assert update.learning_rate == pytest.approx(1e-3 / 64)
