@@ -1,11 +1,31 @@
 """Small files that are either wholly there or not there at all."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a file system answers that has no locks."""
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Take the exclusive lock of an open file; False where another process holds it. It dies with its process.
+
+    On a file system without locks, as some network mounts are, nobody can be kept out: there it is always True.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,8 +8,6 @@ The folder goes when `shardset.json` has been written.
 """
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -19,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ShardError, UserError
-from pipeline.files import atomic_writer, write_json
+from pipeline.files import atomic_writer, try_lock, write_json
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Shard, ShardSet
 from pipeline.format import Index as ShardIndex
 
 STATE_FOLDER = ".build"
 _PLAN = "plan.json"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system answers that has no locks, as some network mounts do."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +179,9 @@ def _show(value: object) -> str:
 @contextlib.contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
     with open(path, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             raise UserError(
                 f"{out} must be built by one command at a time; got a build that is still running there. "
                 "Wait for it, or stop it first."
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+            )
         yield

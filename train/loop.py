@@ -175,12 +175,12 @@ def train(session: Session) -> int:
                 status.saved_at, status.saved_position = time.monotonic(), writer.last_position
             display.refresh()
 
-            if epoch > before and not finished and session.is_main:
-                status.validation = _look(session, display, epoch)
-                session.meters.since = time.monotonic()
             if epoch > before or finished or requests:
                 _save(session, writer)
                 saved_at = time.monotonic()
+            if epoch > before and not finished and session.is_main:
+                status.validation = _look(session, display, epoch)
+                session.meters.since = time.monotonic()
         writer.wait()
         if session.is_main and requests & STOP and state.position < session.total_images:
             by = session.stop.signal or "a signal to another process"

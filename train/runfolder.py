@@ -8,7 +8,6 @@ runs/NAME/
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, describe_os_error
-from pipeline.files import write_atomic, write_json
+from pipeline.files import try_lock, write_atomic, write_json
 
 
 class RunFolder:
@@ -42,15 +41,13 @@ class RunFolder:
         except OSError as error:
             raise describe_os_error(error, f"making the run folder {self.path}") from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 raise UserError(
                     f"{self.path} must not be in use; got a live run in it (process {holder}). "
                     "Wait for it, stop it, or choose another folder with --run.dir."
-                ) from None
+                )
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
