@@ -79,6 +79,7 @@ def train(shards: Path, run_dir: Path, updates: int) -> float:
     """Peak PSS in MiB of a whole training, launcher included."""
     command = [BIN / "accelerate", "launch", "--quiet", ROOT / "train/run.py", ROOT / "configs/default.toml"]
     command += [f"--data.shards={shards}", f"--run.dir={run_dir}", f"--train.total-images={64 * updates}"]
+    command += ["--train.prior-images=500"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with PeakMemory(0.05, process.pid) as memory:
         code = process.wait()
