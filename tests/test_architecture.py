@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN.md), and what may not be loaded with it."""
+"""Who may import whom (ARCHITECTURE.md), and what may not be loaded with it."""
 
 import ast
 import subprocess

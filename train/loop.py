@@ -166,19 +166,18 @@ def train(session: Session) -> int:
             del batch
 
             finished = state.position >= session.total_images
-            epoch, before = (position // session.epoch_samples for position in (
-                state.position, state.position - config.train.batch_size,
-            ))  # fmt: skip
+            epoch = state.position // session.epoch_samples
+            new_epoch = (state.position - config.train.batch_size) // session.epoch_samples < epoch
             if state.updates % config.train.log_every_updates == 0 or finished:
                 _log(session, status, update)
             if writer.last_position != status.saved_position:
                 status.saved_at, status.saved_position = time.monotonic(), writer.last_position
             display.refresh()
 
-            if epoch > before or finished or requests:
+            if new_epoch or finished or requests:
                 _save(session, writer)
                 saved_at = time.monotonic()
-            if epoch > before and not finished and session.is_main:
+            if new_epoch and not finished and session.is_main:
                 status.validation = _look(session, display, epoch)
                 session.meters.since = time.monotonic()
         writer.wait()

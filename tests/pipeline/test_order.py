@@ -30,7 +30,7 @@ def pairs(order: Order, positions: list[int] | range) -> list[tuple[int, int]]:
 
 
 def spelled_out(order: Order, epoch: int) -> list[tuple[int, int]]:
-    """One epoch made as DESIGN.md tells it, with lists of all samples."""
+    """One epoch made as ARCHITECTURE.md tells it, with lists of all samples."""
     shards = permutation(len(order.samples), "shards", order.seed, epoch).tolist()
     line = [(shard, row) for shard in shards for row in range(order.samples[shard])]
     lane_of = [(epoch * order.total + index) % order.lanes for index in range(order.total)]
