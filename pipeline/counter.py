@@ -14,7 +14,8 @@ Words = Any
 """A numpy array or a torch tensor, dtype int64, of values in [0, 2^32); no type covers the two."""
 
 _WORD = 0xFFFFFFFF
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13
+"""Counters hashed at once: the temporary arrays stay small, whatever the length."""
 
 
 def make_key(*parts: int | str) -> tuple[int, int]:
