@@ -69,6 +69,7 @@ def kill_in_the_middle(command: list[str], run_dir: Path) -> None:
             if saved and now != before and now.get("progress", 0.0) >= 0.5:
                 os.killpg(process.pid, signal.SIGKILL)
                 print(f"\n>>> kill -9 at image {now['position']:,} <<<", flush=True)
+                break
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
