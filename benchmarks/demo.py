@@ -16,6 +16,8 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCH_DEFAULTS = ("--num_processes=1", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+"""What accelerate would take anyway, and report at length; the trainer chooses the precision itself."""
 
 
 def main() -> None:
@@ -40,7 +42,8 @@ def main() -> None:
     run(str(BIN / "shard_tool"), "make-shards", str(raw), "--size=64", f"--out={shards}")
 
     say("3/4  Training, and killing the trainer with SIGKILL in the middle")
-    train = [str(BIN / "accelerate"), "launch", "--quiet", str(ROOT / "train/run.py"), str(ROOT / "configs/demo.toml")]
+    train = [str(BIN / "accelerate"), "launch", "--quiet", *LAUNCH_DEFAULTS]
+    train += [str(ROOT / "train/run.py"), str(ROOT / "configs/demo.toml")]
     train += [f"--data.shards={shards}", f"--run.dir={options.run_dir}", *options.overrides]
     kill_in_the_middle([*train, "--run.fresh"], options.run_dir)
 
