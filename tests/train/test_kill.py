@@ -31,7 +31,7 @@ widths = [8, 16, 16, 16]
 latent = 8
 [train]
 batch_size = 16
-total_images = 4800
+total_images = 9600
 threads = 1
 log_every_updates = 1
 prior_images = 16
@@ -166,7 +166,7 @@ def test_kill_9_at_random_moments_and_inside_saves_changes_nothing(
     for kind in ("loss", "scores"):
         places = [record["position"] for record in folder.read_metrics() if kind in record]
         assert places == sorted(set(places))
-    assert [record["position"] for record in folder.read_metrics() if "loss" in record] == list(range(16, 4801, 16))
+    assert [record["position"] for record in folder.read_metrics() if "loss" in record] == list(range(16, 9601, 16))
     assert not list(folder.checkpoints.glob("*.partial"))
 
 
