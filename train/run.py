@@ -96,8 +96,10 @@ def start(name: str, config: Config) -> int:
             session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
             session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
             return EXIT_DONE
+        saved_by = None if generation is None else str(generation.state["torch"])
+        del generation  # Its tensors are copied; training needs the memory.
         if accelerator.is_main_process:
-            record_start(session, generation, rescheduled)
+            record_start(session, saved_by, rescheduled)
         requests = train(session)
         done = session.state.position >= session.total_images
         if accelerator.is_main_process:
@@ -222,19 +224,22 @@ def check_same_run(config: Config, earlier: Config, shards: ShardSet, generation
     return schedule
 
 
-def record_start(session: Session, generation: Generation | None, rescheduled: list[str]) -> None:
-    """Write the config and a ledger line; say what runs, from where, on what."""
+def record_start(session: Session, saved_by: str | None, rescheduled: list[str]) -> None:
+    """Write the config and a ledger line; say what runs, from where, on what.
+
+    `saved_by` is the torch version of the checkpoint that is resumed, None for a new run.
+    """
     folder, config, state, say = session.folder, session.config, session.state, session.say
     folder.write_config(config.to_toml())
     folder.cut_metrics(state.position)
-    if generation is None:
+    if saved_by is None:
         folder.note("start", torch=torch.__version__, processes=session.accelerator.num_processes)
     else:
         folder.note("resume", position=state.position, changes=rescheduled, torch=torch.__version__)
         epochs = state.position / session.epoch_samples
         say(f"resumed {folder.path} at image {state.position:,} (epoch {epochs:.2f}, update {state.updates:,})")
-        if generation.state["torch"] != torch.__version__:
-            say(f"warning: made by torch {generation.state['torch']}, now {torch.__version__}: not bit for bit equal")
+        if saved_by != torch.__version__:
+            say(f"warning: made by torch {saved_by}, now {torch.__version__}: not bit for bit equal")
     for line in rescheduled:
         say(f"changed: {line}; exact from here on")
     precision = {"no": "float32"}.get(session.accelerator.mixed_precision, session.accelerator.mixed_precision)
