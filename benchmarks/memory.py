@@ -21,7 +21,7 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.memory import PeakMemory  # noqa: E402
+from pipeline.machine import PeakMemory  # noqa: E402
 
 
 def main() -> None:

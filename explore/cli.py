@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from pipeline.errors import LeanstreamError, UserError, describe_os_error, exit_code
+from pipeline.errors import LeanstreamError, UserError, report_error
 from pipeline.files import atomic_writer, write_json
 
 
@@ -72,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LeanstreamError, OSError) as error:
         if "--debug" in arguments:
             raise
-        shown = describe_os_error(error, "exploring") if isinstance(error, OSError) else error
-        print(f"error: {shown}", file=sys.stderr)
-        return exit_code(shown)
+        return report_error(error, "exploring")
     console.print(f"{path}\n{path.with_suffix('.json')}", soft_wrap=True, markup=False)
     return 0
 

@@ -11,6 +11,9 @@
 Messages read `<thing> must <rule>; got <value>. <remedy>.`
 """
 
+import errno
+import sys
+
 EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -45,15 +48,8 @@ class CheckpointError(DataError):
     """No generation of a checkpoint could be read whole."""
 
 
-def exit_code(error: BaseException) -> int:
-    """The exit code of a command that `error` ends."""
-    return EXIT_USER if isinstance(error, UserError) else EXIT_FAULT
-
-
 def describe_os_error(error: OSError, doing: str) -> UserError:
     """An operating system's refusal as one line that says what to do about it."""
-    import errno
-
     remedy = {
         errno.ENOSPC: "Free some space or choose another folder; the same command goes on from here",
         errno.EDQUOT: "Free some of your quota or choose another folder; the same command goes on from here",
@@ -64,3 +60,10 @@ def describe_os_error(error: OSError, doing: str) -> UserError:
     }.get(error.errno or 0, "Check the path and the disk, then run the same command again")
     where = f" {error.filename}" if error.filename else ""
     return UserError(f"{doing} must succeed; got '{error.strerror or error}'{where}. {remedy}.")
+
+
+def report_error(error: LeanstreamError | OSError, doing: str) -> int:
+    """Print what ends a command as one line on stderr; returns its exit code. `doing` is for `describe_os_error`."""
+    shown = describe_os_error(error, doing) if isinstance(error, OSError) else error
+    print(f"error: {shown}", file=sys.stderr, flush=True)
+    return EXIT_USER if isinstance(shown, UserError) else EXIT_FAULT

@@ -28,6 +28,7 @@ from pipeline.batch import Batch, Buffer, BufferPool
 from pipeline.counter import draw_words, make_key, philox
 from pipeline.errors import ConfigError, ShardError, UserError
 from pipeline.format import ShardSet
+from pipeline.machine import usable_cores
 from pipeline.order import Order
 from pipeline.shards import ShardCache, ShardFile
 
@@ -37,11 +38,6 @@ _PLAN = 8192
 """Positions located at once; at most an epoch."""
 _BIT = {0: 0, 1: 1}
 """What an attribute may be."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

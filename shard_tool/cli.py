@@ -20,7 +20,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, describe_os_error, exit_code
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, report_error
+from pipeline.machine import usable_cores
 from shard_tool.build import Settings
 from shard_tool.contents import describe, show
 from shard_tool.display import show_progress
@@ -133,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LeanstreamError, OSError) as error:
         if debug:
             traceback.print_exc()
-        shown = describe_os_error(error, arguments[0]) if isinstance(error, OSError) else error
-        print(f"error: {shown}", file=sys.stderr)
-        return exit_code(shown)
+        return report_error(error, arguments[0])
     except Exception as error:  # A fault of ours, and no help to anybody as a page of code.
         if debug:
             traceback.print_exc()
@@ -188,7 +187,7 @@ def _make_shards(command: MakeShards) -> None:
         command.source,
         command.out,
         settings,
-        threads=default_threads() if command.threads is None else command.threads,
+        threads=usable_cores() if command.threads is None else command.threads,
         dry_run=command.dry_run,
         quiet=command.quiet,
     )
@@ -200,8 +199,3 @@ def _inspect(command: Inspect) -> None:
         print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         show(content, Console())
-
-
-def default_threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

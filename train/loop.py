@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline import ShardSet, StreamingLoader
 from pipeline.files import atomic_writer
-from pipeline.memory import PeakMemory
+from pipeline.machine import PeakMemory
 from train.checkpoint import BackgroundWriter, weights_sha256
 from train.config import Config
 from train.display import Display, Status, duration

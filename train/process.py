@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from pipeline.errors import ConfigError
-from pipeline.loader import usable_cores
+from pipeline.machine import usable_cores
 from train.config import Config
 
 _PR_SET_PDEATHSIG = 1

@@ -28,11 +28,9 @@ from pipeline.errors import (
     ConfigError,
     LeanstreamError,
     UserError,
-    describe_os_error,
-    exit_code,
+    report_error,
 )
-from pipeline.loader import usable_cores
-from pipeline.memory import PeakMemory
+from pipeline.machine import PeakMemory, usable_cores
 from pipeline.order import Order
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
@@ -64,9 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     except (LeanstreamError, OSError) as error:
         if "--debug" in argv:
             raise
-        shown = describe_os_error(error, "training") if isinstance(error, OSError) else error
-        print(f"error: {shown}", file=sys.stderr, flush=True)
-        return exit_code(shown)
+        return report_error(error, "training")
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last save", file=sys.stderr, flush=True)
         return 130

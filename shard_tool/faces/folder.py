@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.machine import usable_cores
 from shard_tool.faces.portrait import check_size, draw_face
 from shard_tool.faces.traits import ATTRIBUTES, draw_person
 
@@ -59,7 +60,7 @@ def draw_faces(
 
     chunks = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
     jobs = [(chunk, names[chunk.start : chunk.stop]) for chunk in chunks]
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or usable_cores(), len(jobs))
     draw = partial(_draw_chunk, folder, size, seed)
     report = progress or (lambda drawn: None)
     drawn = 0

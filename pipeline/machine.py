@@ -1,10 +1,16 @@
-"""Memory as a person pays for it: the proportional set size (PSS) of a whole process tree."""
+"""The machine: cores that may be used, and memory as a person pays for it, the PSS of a whole process tree."""
 
+import os
 import threading
 from types import TracebackType
 from typing import Self
 
 import psutil
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tree_pss(pid: int | None = None) -> int:

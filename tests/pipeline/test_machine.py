@@ -5,8 +5,8 @@ import threading
 
 import numpy as np
 
-from pipeline import memory
-from pipeline.memory import PeakMemory, tree_pss
+from pipeline import machine
+from pipeline.machine import PeakMemory, tree_pss
 
 MIB = 1 << 20
 
@@ -33,7 +33,7 @@ def test_children_are_counted_with_their_parent():
 
 def test_the_peak_outlives_what_caused_it(monkeypatch):
     figures = iter([10, 70, 30])
-    monkeypatch.setattr(memory, "tree_pss", lambda _: next(figures))
+    monkeypatch.setattr(machine, "tree_pss", lambda _: next(figures))
     with PeakMemory(interval_s=3600) as peak:
         peak.sample()
     assert (peak.peak, peak.last) == (70, 30)
@@ -49,7 +49,7 @@ def test_the_thread_looks_by_itself_and_ends(monkeypatch):
             return 99
         return 1
 
-    monkeypatch.setattr(memory, "tree_pss", look)
+    monkeypatch.setattr(machine, "tree_pss", look)
     with PeakMemory(interval_s=0.001) as peak:
         assert looked.wait(timeout=30)
     assert peak.peak == 99
