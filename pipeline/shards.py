@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LeanstreamError, ShardError, describe_os_error
 from pipeline.files import write_atomic
-from pipeline.format import BLOCK, Index, Shard, ShardSet, Split, scan_tar
+from pipeline.format import Index, Shard, ShardSet, Split
+from pipeline.tar import BLOCK, scan_tar
 
 _parsing = threading.Lock()
 """numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""
@@ -46,7 +47,9 @@ class ShardFile:
         records = _load_index(folder / f"{shard.name}.index", self.path, shard).records
         # One view a field: `item` of a plain array takes a tenth of the time of `item` of a record.
         self._offset, self._size, self._crc32 = (records[f"image_{part}"] for part in ("offset", "size", "crc32"))
-        self._json_offset, self._json_size = records["json_offset"], records["json_size"]
+        self._json_offset, self._json_size, self._json_crc32 = (
+            records[f"json_{part}"] for part in ("offset", "size", "crc32")
+        )
         self._raw_checked = np.zeros(len(records), np.bool_)
         self._npy_header = b""
 
@@ -94,12 +97,14 @@ class ShardFile:
         if not size:
             return {}
         data = self._read(self._json_offset.item(row), size)
+        if zlib.crc32(data) != self._json_crc32.item(row):
+            raise self._damaged(row, "a json of another crc32")
         try:
             meta = json.loads(data)
         except ValueError:
             meta = None
         if not isinstance(meta, dict):
-            raise self._damaged(row, "a json member that is no object")
+            raise self._damaged(row, "a json that is no object")
         return meta
 
     def _read(self, offset: int, size: int) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import SourceError, UserError
-from pipeline.format import SPLITS, SUFFIX, Shard, ShardSet, ShardWriter, Split
+from pipeline.format import SPLITS, SUFFIX, Shard, ShardSet, Split
+from pipeline.tar import ShardWriter
 from shard_tool.journal import GroupRecord, Journal
 from shard_tool.photo import MAX_FILE_BYTES, PhotoError, Recipe, library_versions, make_sample, quiet_pillow
 from shard_tool.plan import Group, Plan, PlannedShard

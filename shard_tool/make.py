@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.counter import permutation
 from pipeline.errors import UserError
-from pipeline.format import BLOCK, RECORD, SPLITS, ShardSet
+from pipeline.format import RECORD, SPLITS, ShardSet
+from pipeline.tar import BLOCK
 from shard_tool.build import Rejection, Report, Settings, build, describe_request, sample_of, show_reasons
 from shard_tool.contents import megabytes
 from shard_tool.display import show_progress

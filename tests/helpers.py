@@ -10,7 +10,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.format import SUFFIX, Shard, ShardSet, ShardWriter, Split, npy_bytes
+from pipeline.format import SUFFIX, Shard, ShardSet, Split, npy_bytes
+from pipeline.tar import ShardWriter
 
 SAMPLES = {"train": 40, "val": 12}
 

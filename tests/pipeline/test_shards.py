@@ -16,9 +16,10 @@ import pytest
 
 from pipeline import StreamingLoader
 from pipeline.errors import ShardError, UserError
-from pipeline.format import SUFFIX, Index, Shard, ShardSet, ShardWriter, Split, npy_bytes, scan_tar
+from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split, npy_bytes
 from pipeline.loader import decode_image
 from pipeline.shards import ShardCache, ShardFile
+from pipeline.tar import ShardWriter, scan_tar
 from tests.helpers import encode, make_image, make_key, make_shard_set
 
 ENCODINGS = sorted(SUFFIX)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.format import SUFFIX, Index, ShardSet, scan_tar
+from pipeline.format import SUFFIX, Index, ShardSet
+from pipeline.tar import scan_tar
 from shard_tool.source import FolderSource
 
 Make = Callable[..., str]
