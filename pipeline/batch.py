@@ -2,13 +2,15 @@
 
 import weakref
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from pipeline.counter import make_key, philox
+from pipeline.shards import ShardCache
 
 
 class Buffer:
@@ -62,6 +64,34 @@ class BufferPool:
             self._free.append(buffer)
 
 
+def digests(shards: NDArray[np.int64], rows: NDArray[np.int64], crc32: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A 64-bit hash of (shard, row, crc32) for each sample [n]; their sum over an epoch proves what was seen."""
+    high, low, _, _ = philox((shards, rows, crc32, np.zeros_like(rows)), make_key("audit"))
+    hashes: NDArray[np.uint64] = (high << 32 | low).astype(np.uint64)
+    return hashes
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Where the samples of a batch came from; all arrays are [B]."""
+
+    shards: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    crc32: NDArray[np.int64]
+    files: ShardCache
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint64]:
+        """A hash of (shard, row, crc32) for each."""
+        return digests(self.shards, self.rows, self.crc32)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Their WebDataset keys, read from the tars."""
+        files = self.files.open(self.shards.tolist())
+        return tuple(file.key(row) for file, row in zip(files, self.rows.tolist(), strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Consecutive samples of the order, or one process's part of them."""
@@ -72,18 +102,21 @@ class Batch:
     """int64 [B], the positions of the samples in the run's order."""
     labels: torch.Tensor | None
     """int8 [B, A] of 0/1 attributes or int64 [B] of classes; None unless asked for."""
-    digests: NDArray[np.uint64]
-    """[B], a hash of (shard, row, crc32) for each sample handed over."""
-    _find_keys: Callable[[], tuple[str, ...]] = field(repr=False)
+    _samples: Samples = field(repr=False)
     _buffer: Buffer | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @cached_property
+    @property
     def keys(self) -> tuple[str, ...]:
         """The WebDataset keys [B], read from the tars when first asked for."""
-        return self._find_keys()
+        return self._samples.keys
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        """[B], a hash of (shard, row, crc32) for each sample that was handed over."""
+        return self._samples.digests
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`, by an asynchronous copy where its memory is pinned."""

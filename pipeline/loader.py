@@ -1,52 +1,61 @@
 """The streaming loader: plain WebDataset shards in, batches out, exact from any position.
 
     positions ──> order ──> (shard, row) ──> decode threads ──> batches, in order
-                            planned ahead     pread, crc32,      into a buffer that
-                            by `prefetch`     libjpeg-turbo      is used again
+                            planned one       many reads a call,  into a buffer that
+                            block ahead       crc32, libjpeg      is used again
 
 Threads and not processes: libjpeg-turbo decodes without the interpreter lock, nothing is copied between processes,
 and memory does not grow with copies of the interpreter. What is ahead is bounded by `prefetch` batches.
 """
 
-import io
+import math
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.batch import Batch, Buffer, BufferPool
-from pipeline.counter import draw_words, make_key, philox
-from pipeline.errors import ConfigError, ShardError, UserError
+from pipeline.batch import Batch, Buffer, BufferPool, Samples
+from pipeline.counter import draw_words
+from pipeline.decode import Decoder
+from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.machine import usable_cores
 from pipeline.order import Order
 from pipeline.shards import ShardCache, ShardFile
 
-_CHUNK = 32
+_CHUNK, _RAW_CHUNK = 32, 256
 """Images a decode task: enough to forget the cost of a task, few enough to keep all threads busy."""
 _PLAN = 8192
 """Positions located at once; at most an epoch."""
+RAM_BYTES = 32 << 20
+"""Memory for the images of decoded batches, unless told otherwise."""
+_MOST_AHEAD = 8
+"""Batches decoded ahead, at most, where the memory allows more."""
 _BIT = {0: 0, 1: 1}
 """What an attribute may be."""
 
 
-@dataclass
-class _Planned:
-    """A batch whose images are being decoded."""
+class _Plan(NamedTuple):
+    """Where the samples of a batch are; all arrays are [n]."""
 
     positions: NDArray[np.int64]
     shards: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+
+@dataclass
+class _Started:
+    """A batch whose images are being decoded."""
+
+    plan: _Plan
     buffer: Buffer
     labels: NDArray[np.int8] | NDArray[np.int64] | None
     crc32: NDArray[np.int64]
@@ -75,7 +84,8 @@ class StreamingLoader:
         rank: int = 0,
         world_size: int = 1,
         threads: int | None = None,
-        prefetch: int = 3,
+        prefetch: int | None = None,
+        ram_bytes: int = RAM_BYTES,
         window: int | None = None,
         lanes: int | None = None,
         flip: bool = False,
@@ -93,7 +103,8 @@ class StreamingLoader:
             rank: this process's number; it takes the positions with p % world_size == rank.
             world_size: number of processes; must divide batch_size.
             threads: decode threads; default the usable cores.
-            prefetch: batches decoded ahead.
+            prefetch: batches decoded ahead; default: as many as `ram_bytes` allow, from 1 to 8.
+            ram_bytes: memory for images: the batches ahead, the one handed over and the one before it.
             window: shards whose samples are mixed with each other, in each lane (default: see `pipeline.order`).
             lanes: streams that a batch is drawn from (default: see `pipeline.order`).
             flip: mirror each image left to right with probability 1/2, drawn by position.
@@ -105,10 +116,9 @@ class StreamingLoader:
             ShardError: while iterating, where a shard is damaged; it names shard and sample.
         """
         self.shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
-        _at_least(1, batch_size=batch_size, world_size=world_size, prefetch=prefetch)
+        _at_least(1, batch_size=batch_size, world_size=world_size, threads=threads)
+        _at_least(1, prefetch=prefetch, ram_bytes=ram_bytes)
         _at_least(0, start=start, rank=rank)
-        if threads is not None:
-            _at_least(1, threads=threads)
         if rank >= world_size:
             raise ConfigError(f"rank must be below world_size {world_size}; got {rank}. Count ranks from 0.")
         if batch_size % world_size:
@@ -123,16 +133,22 @@ class StreamingLoader:
         """Position at which the next batch starts."""
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._class_numbers = {number: number for number in range(len(self.shards.classes))}
-        self._seed, self._flip, self._labels, self._prefetch = seed, flip, labels, prefetch
+        self._seed, self._flip, self._labels = seed, flip, labels
         self._files = ShardCache(self.shards, split_shards, 2 * self.order.window * self.order.lanes)
         self._threads = threads or usable_cores()
-        pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
         size, channels = self.shards.image_size, self.shards.channels
         shape = (batch_size // world_size, size, size, channels)
-        self._pool = BufferPool(shape, pinned=pinned, keep=prefetch + 2)
-        self._plans = self._plan(start)
-        self._ahead: deque[_Planned] = deque()
+        self.prefetch = prefetch or max(1, min(ram_bytes // math.prod(shape) - 2, _MOST_AHEAD))
+        """Batches that are decoded ahead."""
+        pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
+        self._chunk = _RAW_CHUNK if self.shards.encoding == "raw" else _CHUNK
+        self._decoders = threading.local()
         self._executor: ThreadPoolExecutor | None = ThreadPoolExecutor(self._threads, "decode")
+        self._planned = start
+        self._next_plans: Future[list[_Plan]] | None = None
+        self._plans: deque[_Plan] = deque()
+        self._ahead: deque[_Started] = deque()
 
     @property
     def samples(self) -> int:
@@ -153,22 +169,22 @@ class StreamingLoader:
         if self._executor is None:
             raise UserError("the loader must be open; got a closed one. Make a new one from the position you are at.")
         try:
-            while len(self._ahead) <= self._prefetch:
-                self._ahead.append(self._start(*next(self._plans)))
-            planned = self._ahead.popleft()
-            for task in planned.tasks:
+            while len(self._ahead) <= self.prefetch:
+                self._ahead.append(self._start(self._next_plan()))
+            started = self._ahead.popleft()
+            for task in started.tasks:
                 task.result()
         except BaseException:
             self.close()
             raise
         self.position += self._batch_size
+        plan = started.plan
         return Batch(
-            self._pool.lend(planned.buffer),
-            torch.from_numpy(planned.positions),
-            None if planned.labels is None else torch.from_numpy(planned.labels),
-            digests(planned.shards, planned.rows, planned.crc32),
-            partial(_find_keys, self._files, planned.shards, planned.rows),
-            planned.buffer,
+            self._pool.lend(started.buffer),
+            torch.from_numpy(plan.positions),
+            None if started.labels is None else torch.from_numpy(started.labels),
+            Samples(plan.shards, plan.rows, started.crc32, self._files),
+            started.buffer,
         )
 
     def close(self) -> None:
@@ -180,34 +196,35 @@ class StreamingLoader:
             self._pool.clear()
             self._files.clear()
 
-    def _plan(self, start: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-        """Positions, shards and rows of this process's part of every batch from `start` on."""
-        batch, world = self._batch_size, self._world_size
-        batches = max(1, min(_PLAN, self.order.total) // batch)
-        while True:
-            positions = np.arange(start, start + batches * batch, dtype=np.int64)
-            positions = positions[positions % world == self._rank]
-            shards, rows = self.order.locate(positions)
-            for part in np.split(np.arange(len(positions)), batches):
-                yield positions[part], shards[part], rows[part]
-            start += batches * batch
+    def _next_plan(self) -> _Plan:
+        """The plan of the next batch; while a block of them is used up, a decode thread makes the next."""
+        if not self._plans:
+            assert self._executor is not None, "checked by the caller"
+            if self._next_plans is None:
+                self._next_plans = self._executor.submit(self._plan, self.prefetch + 1)
+            self._plans.extend(self._next_plans.result())
+            self._next_plans = self._executor.submit(
+                self._plan, max(1, min(_PLAN, self.order.total) // self._batch_size)
+            )
+        return self._plans.popleft()
 
-    def _start(self, positions: NDArray[np.int64], shards: NDArray[np.int64], rows: NDArray[np.int64]) -> _Planned:
+    def _plan(self, batches: int) -> list[_Plan]:
+        """This process's part of the next so many batches."""
+        end = self._planned + batches * self._batch_size
+        positions = np.arange(self._planned, end, dtype=np.int64)
+        self._planned = end
+        positions = positions[positions % self._world_size == self._rank]
+        shards, rows = self.order.locate(positions)
+        return [_Plan(*parts) for parts in zip(*(np.split(a, batches) for a in (positions, shards, rows)), strict=True)]
+
+    def _start(self, plan: _Plan) -> _Started:
         assert self._executor is not None, "checked by the caller"
-        planned = _Planned(
-            positions,
-            shards,
-            rows,
-            self._pool.take(),
-            self._empty_labels(len(positions)),
-            np.empty(len(positions), np.int64),
-            [],
-        )
-        mirrored = (draw_words(positions, "flip", self._seed) & 1).tolist() if self._flip else None
-        for begin in range(0, len(positions), _CHUNK):
-            slots = range(begin, min(begin + _CHUNK, len(positions)))
-            planned.tasks.append(self._executor.submit(self._decode, planned, slots, mirrored))
-        return planned
+        count = len(plan.positions)
+        started = _Started(plan, self._pool.take(), self._empty_labels(count), np.empty(count, np.int64), [])
+        for begin in range(0, count, self._chunk):
+            part = slice(begin, min(begin + self._chunk, count))
+            started.tasks.append(self._executor.submit(self._decode, started, part))
+        return started
 
     def _empty_labels(self, count: int) -> NDArray[np.int8] | NDArray[np.int64] | None:
         if not self._labels:
@@ -216,23 +233,27 @@ class StreamingLoader:
             return np.empty((count, len(self.shards.attributes)), np.int8)
         return np.empty(count, np.int64)
 
-    def _decode(self, planned: _Planned, slots: range, mirrored: list[int] | None) -> None:
-        """Fill `slots` of a batch; runs in a decode thread."""
-        part = slice(slots.start, slots.stop)
-        images = planned.buffer.array[part]
-        files = self._files.open(planned.shards[part].tolist())
-        rows = planned.rows[part].tolist()
-        read = ShardFile.raw_image if self.shards.encoding == "raw" else decode_image
-        scratch = np.empty_like(images[0])
-        for slot, file, row, image in zip(slots, files, rows, images, strict=True):
-            if mirrored is not None and mirrored[slot]:
-                read(file, row, scratch)
-                _mirror(scratch, image)
-            else:
-                read(file, row, image)
-        planned.crc32[part] = [file.crc32(row) for file, row in zip(files, rows, strict=True)]
-        if planned.labels is not None:
-            planned.labels[part] = [self._label(file, row) for file, row in zip(files, rows, strict=True)]
+    def _decode(self, started: _Started, part: slice) -> None:
+        """Fill one part of a batch; runs in a decode thread."""
+        plan, images = started.plan, started.buffer.array[part]
+        files = self._files.open(plan.shards[part].tolist())
+        rows = plan.rows[part].tolist()
+        try:
+            decoder = self._decoders.decoder
+        except AttributeError:
+            decoder = self._decoders.decoder = Decoder(self.shards.encoding)
+        try:
+            decoder.fill(files, rows, images)
+        except LeanstreamError:
+            raise
+        except Exception as error:
+            error.add_note(f"while decoding positions {plan.positions[part][[0, -1]].tolist()} of {self.shards.folder}")
+            raise
+        if self._flip:
+            _mirror(images, np.flatnonzero(draw_words(plan.positions[part], "flip", self._seed) & 1))
+        started.crc32[part] = [file.crc32.item(row) for file, row in zip(files, rows, strict=True)]
+        if started.labels is not None:
+            started.labels[part] = [self._label(file, row) for file, row in zip(files, rows, strict=True)]
 
     def _label(self, file: ShardFile, row: int) -> int | list[int]:
         meta = file.meta(row)
@@ -248,50 +269,13 @@ class StreamingLoader:
             ) from None
 
 
-def decode_image(file: ShardFile, row: int, out: NDArray[np.uint8]) -> None:
-    """Decode one JPEG, PNG or WebP sample into `out` uint8 [H, W, 3].
-
-    Raises `ShardError` where its bytes are not what was written, are no image, or one of another size.
-    """
-    data = file.image(row)
-    try:
-        if data[:2] == b"\xff\xd8":
-            shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape
-        else:
-            with Image.open(io.BytesIO(data)) as image:
-                shape = (image.height, image.width, 3)
-                if shape == out.shape:
-                    out[...] = np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's PNG reader: all four.
-        raise ShardError(
-            f"sample '{file.key(row)}' of {file.path} must decode; got '{error}'. Rebuild the set."
-        ) from error
-    if shape != out.shape:
-        raise ShardError(
-            f"sample '{file.key(row)}' of {file.path} must be {out.shape[1]}x{out.shape[0]} pixels; "
-            f"got {shape[1]}x{shape[0]}. Rebuild the set with one size."
-        )
+def _mirror(images: NDArray[np.uint8], chosen: NDArray[np.int64]) -> None:
+    """Turn the `chosen` ones of `images` [n, H, W, C] left to right."""
+    for channel in range(images.shape[3]):  # Long strided loops: three times as fast as short loops over the channels.
+        images[chosen, :, :, channel] = images[chosen, :, ::-1, channel]
 
 
-def _mirror(image: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Write `image` [H, W, C] into `out`, left to right."""
-    for channel in range(image.shape[2]):  # Long strided loops: three times as fast as short loops over the channels.
-        out[:, :, channel] = image[:, ::-1, channel]
-
-
-def digests(shards: NDArray[np.int64], rows: NDArray[np.int64], crc32: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A 64-bit hash of (shard, row, crc32) for each sample [n]; their sum over an epoch proves what was seen."""
-    high, low, _, _ = philox((shards, rows, crc32, np.zeros_like(rows)), make_key("audit"))
-    hashes: NDArray[np.uint64] = (high << 32 | low).astype(np.uint64)
-    return hashes
-
-
-def _find_keys(files: ShardCache, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[str, ...]:
-    pairs = zip(shards.tolist(), rows.tolist(), strict=True)
-    return tuple(files.open((number,))[0].key(row) for number, row in pairs)
-
-
-def _at_least(lowest: int, **values: int) -> None:
+def _at_least(lowest: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value < lowest:
+        if value is not None and value < lowest:
             raise ConfigError(f"{name} must be at least {lowest}; got {value}. Choose a larger one.")

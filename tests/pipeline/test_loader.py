@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from pipeline import StreamingLoader
-from pipeline.batch import Buffer
+from pipeline.batch import Buffer, digests
 from pipeline.counter import draw_words
 from pipeline.errors import ConfigError, UserError
 from pipeline.format import SUFFIX, ShardSet
-from pipeline.loader import digests
 from pipeline.order import Order
 from tests.helpers import make_attributes, make_image, make_key, make_shard_set
 

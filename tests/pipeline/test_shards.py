@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from pipeline import StreamingLoader
+from pipeline.decode import Decoder
 from pipeline.errors import ShardError, UserError
 from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split, npy_bytes
-from pipeline.loader import decode_image
+from pipeline.reads import PlainReader
 from pipeline.shards import ShardCache, ShardFile
 from pipeline.tar import ShardWriter, scan_tar
 from tests.helpers import encode, make_image, make_key, make_shard_set
@@ -41,6 +42,13 @@ def copied(tmp_path: Path) -> Callable[[str], ShardSet]:
 def epoch(shards: ShardSet, **settings) -> list:
     with StreamingLoader(shards, **({"batch_size": 8, "threads": 2} | settings)) as loader:
         return list(itertools.islice(loader, 5))
+
+
+def read(file: ShardFile, row: int, encoding: str = "raw") -> np.ndarray:
+    """One image of 16 px."""
+    out = np.empty((1, 16, 16, 3), np.uint8)
+    Decoder(encoding).fill([file], [row], out)
+    return out[0]
 
 
 def victim(shards: ShardSet) -> Path:
@@ -104,23 +112,22 @@ def test_a_flipped_bit_is_found_by_whoever_reads_it_first(copied):
     shards = copied("raw")
     flip_bit(victim(shards), int(record(shards)["image_offset"]) + 200)
     file = ShardFile(shards.folder, shards.split("train")[2])
-    out = np.empty((16, 16, 3), np.uint8)
-    file.raw_image(2, out)
+    read(file, 2)
     for _ in range(2):
         with pytest.raises(ShardError, match=KEY):
-            file.raw_image(3, out)
+            read(file, 3)
 
 
 def test_a_raw_image_is_checked_at_its_first_read_only(copied, monkeypatch):
     shards = copied("raw")
     file = ShardFile(shards.folder, shards.split("train")[2])
     checked: list[int] = []
-    monkeypatch.setattr("pipeline.shards.zlib.crc32", lambda data, crc32=zlib.crc32: checked.append(1) or crc32(data))
-    out = np.empty((16, 16, 3), np.uint8)
-    for row in (3, 4, 3, 3, 4):
-        file.raw_image(row, out)
-        np.testing.assert_array_equal(out, make_image("train", 16 + row, 16))
-    assert len(checked) == 2
+    monkeypatch.setattr("pipeline.decode.zlib.crc32", lambda data, crc32=zlib.crc32: checked.append(1) or crc32(data))
+    decoder, out = Decoder("raw"), np.empty((3, 16, 16, 3), np.uint8)
+    for rows in ([3, 4, 3], [3, 4, 5], [5, 3, 4]):
+        decoder.fill([file] * 3, rows, out)
+        np.testing.assert_array_equal(out, [make_image("train", 16 + row, 16) for row in rows])
+    assert len(checked) == 4  # Row 3 twice, in the run that met it first.
 
 
 def test_a_damaged_name_does_not_hide_what_is_wrong(copied):
@@ -134,7 +141,7 @@ def test_a_damaged_name_does_not_hide_what_is_wrong(copied):
 def test_a_key_from_a_damaged_header_is_an_error(copied):
     shards = copied("raw")
     flip_bit(victim(shards), int(record(shards)["image_offset"]) - 512)
-    with pytest.raises(ShardError, match=r"row 3.*damaged tar header"):
+    with pytest.raises(ShardError, match=r"row 3.*tar header; got a damaged one"):
         [batch.keys for batch in epoch(shards)]
 
 
@@ -281,7 +288,7 @@ def test_broken_images_never_end_in_another_error(tmp_path, encoding):
         folder.mkdir()
         file = ShardFile(folder, write_shard(folder, "train-000000", {"face": bytes(broken)}, encoding))
         try:
-            decode_image(file, 0, np.empty((16, 16, 3), np.uint8))
+            read(file, 0, encoding)
         except ShardError:
             refused += 1
     assert refused > 5
@@ -321,7 +328,8 @@ def test_a_disk_that_fails_is_a_plain_message(copied, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr("pipeline.decode.make_reader", PlainReader)
+    monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(UserError, match=r"reading .*train-00000.*Input/output error"):
         epoch(shards)
 
@@ -330,11 +338,9 @@ def test_the_sample_after_the_damaged_one_is_still_read_right(copied):
     shards = copied("raw")
     flip_bit(victim(shards), int(record(shards)["image_offset"]) + 300)
     file = ShardFile(shards.folder, shards.split("train")[2])
-    out = np.empty((16, 16, 3), np.uint8)
     with pytest.raises(ShardError):
-        file.raw_image(3, out)
-    file.raw_image(4, out)
-    np.testing.assert_array_equal(out, make_image("train", 20, 16))
+        read(file, 3)
+    np.testing.assert_array_equal(read(file, 4), make_image("train", 20, 16))
 
 
 # Open shards
@@ -344,7 +350,7 @@ def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
     shards = copied("raw")
     cache = ShardCache(shards, shards.split("train"), limit=2)
     first = cache.open([0])[0]
-    descriptor = first._descriptor
+    descriptor = first.descriptor
     cache.open([1, 2, 3])
     assert len(cache) == 2
     assert first.key(0) == make_key("train", 0), "whoever holds a shard can read it"
@@ -368,16 +374,14 @@ def test_many_threads_read_the_same_shards_through_a_small_cache(copied):
     shards = copied("raw")
     cache = ShardCache(shards, shards.split("train"), limit=2)
 
-    def read(seed: int) -> bool:
-        out = np.empty((16, 16, 3), np.uint8)
+    def read_some(seed: int) -> bool:
         for number in np.random.default_rng(seed).integers(0, 40, 60).tolist():
-            cache.open([number // 8])[0].raw_image(number % 8, out)
-            if not np.array_equal(out, make_image("train", number, 16)):
+            if not np.array_equal(read(cache.open([number // 8])[0], number % 8), make_image("train", number, 16)):
                 return False
         return True
 
     with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(read, range(8)))
+        assert all(threads.map(read_some, range(8)))
     assert len(cache) == 2
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.batch import digests
 from pipeline.errors import CheckpointError
 from pipeline.format import Index, ShardSet
-from pipeline.loader import digests
 from tests.train.tiny import state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import Generation, read_generation, write_generation
 from train.state import SCALE_GROWTH_UPDATES, LossScale

@@ -1,0 +1,133 @@
+"""Runs of samples to pixels: read together, compared with the index, decoded into the batch's memory."""
+
+import io
+import math
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import describe_os_error
+from pipeline.reads import Reader, make_reader
+from pipeline.shards import ShardFile
+
+_parsing = threading.Lock()
+"""numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""
+
+
+class Decoder:
+    """Reads and decodes samples of one encoding; belongs to one thread."""
+
+    def __init__(self, encoding: str, reader: Reader | None = None) -> None:
+        """`reader` is the fastest one of this machine unless given."""
+        self._is_raw = encoding == "raw"
+        self._reader = reader or make_reader()
+        self._scratch = np.empty(0, np.uint8)
+        self._npy_header = b""
+
+    def fill(self, files: Sequence[ShardFile], rows: Sequence[int], out: NDArray[np.uint8]) -> None:
+        """Write the images of `rows` [n], each of its file in `files` [n], to `out` uint8 [n, H, W, C], contiguous.
+
+        Every encoded image is compared with its crc32, an `.npy` member at its first read since its shard was opened.
+
+        Raises `ShardError` where the bytes of a sample are not what was written, are no image, or one of another size,
+        and `UserError` where the system cannot read them.
+        """
+        if not self._is_raw:
+            for file, row, data, image in zip(files, rows, self._members(files, rows), out, strict=True):
+                _decode(file, row, data, image)
+            return
+        known = [slot for slot, (file, row) in enumerate(zip(files, rows, strict=True)) if file.checked[row]]
+        if len(known) < len(rows):
+            new = sorted(set(range(len(rows))).difference(known))
+            members = self._members([files[slot] for slot in new], [rows[slot] for slot in new])
+            for slot, data in zip(new, members, strict=True):
+                out[slot] = self._pixels(files[slot], rows[slot], data, out[slot].shape)
+                files[slot].checked[rows[slot]] = True
+        if known:
+            self._pixels_alone([files[slot] for slot in known], [rows[slot] for slot in known], out, known)
+
+    def _members(self, files: Sequence[ShardFile], rows: Sequence[int]) -> Iterator[memoryview]:
+        """The bytes of each member, which are those that were written; each is valid until the next call."""
+        sizes = np.array([file.size.item(row) for file, row in zip(files, rows, strict=True)])
+        offsets = np.array([file.offset.item(row) for file, row in zip(files, rows, strict=True)])
+        ends = np.cumsum(sizes)
+        if ends[-1] > len(self._scratch):
+            self._scratch = np.empty(int(ends[-1]), np.uint8)
+        self._read(files, offsets, sizes, self._scratch, ends - sizes)
+        view, start = self._scratch.data, 0
+        for file, row, end in zip(files, rows, ends.tolist(), strict=True):
+            data = view[start:end]
+            if zlib.crc32(data) != file.crc32.item(row):
+                raise file.damaged(row, "bytes of another crc32")
+            yield data
+            start = end
+
+    def _pixels_alone(
+        self, files: Sequence[ShardFile], rows: Sequence[int], out: NDArray[np.uint8], slots: list[int]
+    ) -> None:
+        """Read the pixels of `.npy` members straight into their slots of `out`."""
+        size = out[0].nbytes
+        ends = np.array([file.offset.item(row) + file.size.item(row) for file, row in zip(files, rows, strict=True)])
+        self._read(files, ends - size, np.full(len(rows), size), out.reshape(-1), np.array(slots) * size)
+
+    def _read(
+        self,
+        files: Sequence[ShardFile],
+        offsets: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        target: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+    ) -> None:
+        counts = self._reader.read(np.array([file.descriptor for file in files]), offsets, sizes, target, starts)
+        if (counts != sizes).any():
+            slot = int(np.argmax(counts != sizes))
+            if counts[slot] < 0:
+                error = OSError(int(-counts[slot]), os.strerror(int(-counts[slot])))
+                raise describe_os_error(error, f"reading {files[slot].path}")
+            raise files[slot].cut_off(int(offsets[slot] + counts[slot]))
+
+    def _pixels(self, file: ShardFile, row: int, data: memoryview, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """The image of `shape` in an `.npy` file, `data`."""
+        start = len(data) - math.prod(shape)
+        if start <= 0 or data[:start] != self._npy_header:
+            self._npy_header = _checked_npy_header(file, row, data, shape)
+        return np.frombuffer(data, np.uint8, offset=len(self._npy_header)).reshape(shape)
+
+
+def _decode(file: ShardFile, row: int, data: memoryview, out: NDArray[np.uint8]) -> None:
+    """Decode a JPEG, PNG or WebP file into `out` [H, W, 3]."""
+    try:
+        if bytes(data[:2]) == b"\xff\xd8":
+            shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                shape = (image.height, image.width, 3)
+                if shape == out.shape:
+                    out[...] = np.asarray(image.convert("RGB"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's PNG reader: all four.
+        raise file.unusable(row, f"decode; got '{error}'") from error
+    if shape != out.shape:
+        raise file.unusable(row, f"be {out.shape[1]}x{out.shape[0]} pixels; got {shape[1]}x{shape[0]}")
+
+
+def _checked_npy_header(file: ShardFile, row: int, data: memoryview, shape: tuple[int, ...]) -> bytes:
+    """What stands before the pixels in an `.npy` file, which must hold uint8 of `shape` in C order."""
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError("another version of .npy")
+        with _parsing:
+            found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError:
+        raise file.damaged(row, "no .npy file") from None
+    header = bytes(data[: stream.tell()])
+    if found != shape or fortran or dtype != np.uint8 or len(data) != len(header) + math.prod(shape):
+        raise file.damaged(row, f"an array of shape {found} and type {dtype} in place of uint8 {shape}")
+    return header
