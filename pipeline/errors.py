@@ -4,6 +4,7 @@
     ├── UserError (ValueError)   a person can put it right: exit code 2, one line, no traceback
     │   └── ConfigError          a configuration value, key or combination
     ├── SourceError              photos could not be read this time: exit code 1
+    ├── TransportError           a remote file could not be had in the time allowed: exit code 1
     └── DataError                bytes on disk are not what was written: exit code 1
         ├── ShardError           a shard, its index or one sample of it
         └── CheckpointError      a checkpoint generation
@@ -34,6 +35,10 @@ class ConfigError(UserError):
 
 class SourceError(LeanstreamError):
     """Inputs could not be read this time; another attempt may succeed."""
+
+
+class TransportError(LeanstreamError):
+    """A remote file could not be read or written in the time allowed; another attempt may succeed."""
 
 
 class DataError(LeanstreamError):
