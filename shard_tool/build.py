@@ -1,17 +1,13 @@
-"""The build: ordered parallel decoding, a single writer, one journal entry for each finished group.
+"""The build: outcomes in the plan's order, a single writer, one journal entry for each finished group.
 
-    items in shard order -> read, decode, resize, encode (threads) -> in order again -> ShardWriter -> journal
-
-A bounded number of photos is in flight, and their order is fixed by the plan, so that the bytes are the same with any
-number of threads.
+outcomes (reading.py) -> ShardWriter -> journal -> shardset.json
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +15,13 @@ from pipeline.errors import SourceError, UserError
 from pipeline.format import SPLITS, SUFFIX, Shard, ShardSet, Split
 from pipeline.tar import ShardWriter
 from shard_tool.journal import GroupRecord, Journal
-from shard_tool.photo import MAX_FILE_BYTES, PhotoError, Recipe, library_versions, make_sample, quiet_pillow
+from shard_tool.photo import Recipe, library_versions
 from shard_tool.plan import Group, Plan, PlannedShard
+from shard_tool.reading import Failure, Outcome, Rejection, outcomes
 from shard_tool.source import Source, printable
 
 PLAN_VERSION = 1
 """Counts up when the same request would give other bytes; an unfinished build of another version is refused."""
-TASK_PHOTOS = 8
-"""Photos a thread takes at a time: handing over single ones costs a third of the speed."""
-TASKS_AHEAD = 3
-"""Tasks in flight for each thread: a slow photo keeps no other thread waiting. Finished ones are small."""
 MOST_FAILURES = 20
 """Failed reads after which a build gives up: the disk is gone, not a file."""
 
@@ -57,20 +50,6 @@ class Settings:
             raise UserError(f"limit must be at least 1; got {self.limit}. Leave it out to take all photos.")
 
 
-class Rejection(NamedTuple):
-    """An input that can never become a sample."""
-
-    reason: str
-    detail: str = ""
-
-
-class Failure(NamedTuple):
-    """An input that could not be read this time."""
-
-    error: str
-
-
-Outcome = bytes | Rejection | Failure
 Report = Callable[[int, int], None]
 """Told the inputs that are done and the rejected ones among them, in this run and in earlier ones."""
 
@@ -113,20 +92,14 @@ def build(
     progress = _Progress(report)
     finished = _finished(journal, plan, progress)
     failures: list[str] = []
-    pool = ThreadPoolExecutor(threads, "photo")
-    try:
-        with quiet_pillow():
-            items = (item for group in plan.iter_groups(finished) for shard in group.shards for item in shard.items)
-            outcomes = _in_order(pool, lambda item: sample_of(source, int(item), settings.recipe), items, threads)
-            for group in plan.iter_groups(finished):
-                writer = _GroupWriter(journal, plan, settings, pad)
-                for shard in group.shards:
-                    writer.write(shard, outcomes, progress, failures)
-                if not writer.failed:
-                    journal.record(writer.record(group))
-                    progress.add(len(group.unlisted), len(group.unlisted))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with contextlib.closing(outcomes(source, plan.iter_groups(finished), settings.recipe, threads)) as made:
+        for group in plan.iter_groups(finished):
+            writer = _GroupWriter(journal, plan, settings, pad)
+            for shard in group.shards:
+                writer.write(shard, made, progress, failures)
+            if not writer.failed:
+                journal.record(writer.record(group))
+                progress.add(len(group.unlisted), len(group.unlisted))
     if failures:
         raise _source_error(failures)
     return _complete(journal, plan, settings)
@@ -218,42 +191,6 @@ class _GroupWriter:
         if table is not None and self._settings.json:
             counts = table.values[table.row_of[kept]].sum(0, dtype=np.int64)
             self._positives[split] = self._positives.get(split, 0) + counts
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], Outcome], items: Iterable[int], threads: int
-) -> Iterator[Outcome]:
-    """The outcomes of `items` in their order, with at most `TASK_PHOTOS * TASKS_AHEAD * threads` of them in flight."""
-
-    def work_all(task: list[int]) -> list[Outcome]:
-        return [work(item) for item in task]
-
-    items = iter(items)
-    waiting: deque[Future[list[Outcome]]] = deque()
-    while task := list(islice(items, TASK_PHOTOS)):
-        waiting.append(pool.submit(work_all, task))
-        if len(waiting) >= TASKS_AHEAD * threads:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
-
-
-def sample_of(source: Source, item: int, recipe: Recipe) -> Outcome:
-    """Read one input and make its sample; from any thread.
-
-    Plain values only: an exception would keep the frames, and with them the decoded photo, alive.
-    """
-    size = int(source.listing.sizes[item])
-    if size > MAX_FILE_BYTES:
-        return Rejection("file too large", f"{size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-    try:
-        data = source.read(item)
-    except OSError as error:
-        return Failure(error.strerror or str(error))
-    try:
-        return make_sample(data, recipe)
-    except PhotoError as error:
-        return Rejection(error.reason, error.detail)
 
 
 def _source_error(failures: list[str]) -> SourceError:

@@ -10,13 +10,14 @@ from pipeline.counter import permutation
 from pipeline.errors import UserError
 from pipeline.format import RECORD, SPLITS, ShardSet
 from pipeline.tar import BLOCK
-from shard_tool.build import Rejection, Report, Settings, build, describe_request, sample_of, show_reasons
+from shard_tool.build import Report, Settings, build, describe_request, show_reasons
 from shard_tool.contents import megabytes
 from shard_tool.display import show_progress
 from shard_tool.journal import check_folder, open_journal
 from shard_tool.labels import find_attributes, find_partition
 from shard_tool.photo import quiet_pillow
 from shard_tool.plan import Plan, make_plan
+from shard_tool.reading import Rejection, sample_of
 from shard_tool.source import FolderSource, Source
 
 ESTIMATE_PHOTOS = 64

@@ -91,7 +91,7 @@ def test_debug_adds_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_fault_of_ours_is_one_line(
     photos: Path, tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tool.build.make_sample", lambda data, recipe: 1 / 0)
+    monkeypatch.setattr("shard_tool.reading.make_sample", lambda data, recipe: 1 / 0)
     assert "ZeroDivisionError" in refuse(photos, tmp_path / "set", *SMALL, code=1)
 
 

@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.format import MAX_KEY_BYTES, split_member_name
+from pipeline.format import MAX_KEY_BYTES
+from pipeline.tar import split_member_name
 from shard_tool.keys import Keys, in_share
 from shard_tool.source import Listing
 
