@@ -20,6 +20,10 @@ _parsing = threading.Lock()
 """numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""
 
 
+_CHECKED_AT_ONCE = 32
+"""Raw members that are held for a check: few enough to stay in the processor's cache."""
+
+
 class Decoder:
     """Reads and decodes samples of one encoding; belongs to one thread."""
 
@@ -42,15 +46,16 @@ class Decoder:
             for file, row, data, image in zip(files, rows, self._members(files, rows), out, strict=True):
                 _decode(file, row, data, image)
             return
-        known = [slot for slot, (file, row) in enumerate(zip(files, rows, strict=True)) if file.checked[row]]
-        if len(known) < len(rows):
-            new = sorted(set(range(len(rows))).difference(known))
-            members = self._members([files[slot] for slot in new], [rows[slot] for slot in new])
-            for slot, data in zip(new, members, strict=True):
-                out[slot] = self._pixels(files[slot], rows[slot], data, out[slot].shape)
-                files[slot].checked[rows[slot]] = True
-        if known:
-            self._pixels_alone([files[slot] for slot in known], [rows[slot] for slot in known], out, known)
+        new = [slot for slot, (file, row) in enumerate(zip(files, rows, strict=True)) if not file.checked[row]]
+        if not new:
+            self._fill_pixels(files, rows, out, np.arange(len(rows)))
+            return
+        for begin in range(0, len(new), _CHECKED_AT_ONCE):
+            self._fill_and_check(files, rows, out, new[begin : begin + _CHECKED_AT_ONCE])
+        if len(new) < len(rows):
+            known = np.setdiff1d(np.arange(len(rows)), new)
+            chosen = known.tolist()
+            self._fill_pixels([files[slot] for slot in chosen], [rows[slot] for slot in chosen], out, known)
 
     def _members(self, files: Sequence[ShardFile], rows: Sequence[int]) -> Iterator[memoryview]:
         """The bytes of each member, which are those that were written; each is valid until the next call."""
@@ -68,13 +73,23 @@ class Decoder:
             yield data
             start = end
 
-    def _pixels_alone(
+    def _fill_and_check(
         self, files: Sequence[ShardFile], rows: Sequence[int], out: NDArray[np.uint8], slots: list[int]
     ) -> None:
-        """Read the pixels of `.npy` members straight into their slots of `out`."""
+        """Read whole `.npy` members, compare them with their crc32, and copy their pixels to their slots of `out`."""
+        members = self._members([files[slot] for slot in slots], [rows[slot] for slot in slots])
+        for slot, data in zip(slots, members, strict=True):
+            file, row = files[slot], rows[slot]
+            out[slot] = self._pixels(file, row, data, out.shape[1:])
+            file.checked[row] = True
+
+    def _fill_pixels(
+        self, files: Sequence[ShardFile], rows: Sequence[int], out: NDArray[np.uint8], slots: NDArray[np.int64]
+    ) -> None:
+        """Read nothing but the pixels of `.npy` members, straight into their slots of `out`."""
         size = out[0].nbytes
         ends = np.array([file.offset.item(row) + file.size.item(row) for file, row in zip(files, rows, strict=True)])
-        self._read(files, ends - size, np.full(len(rows), size), out.reshape(-1), np.array(slots) * size)
+        self._read(files, ends - size, np.full(len(rows), size), out.reshape(-1), slots * size)
 
     def _read(
         self,
@@ -103,7 +118,7 @@ class Decoder:
 def _decode(file: ShardFile, row: int, data: memoryview, out: NDArray[np.uint8]) -> None:
     """Decode a JPEG, PNG or WebP file into `out` [H, W, 3]."""
     try:
-        if bytes(data[:2]) == b"\xff\xd8":
+        if len(data) and data[0] == 0xFF:
             shape = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape
         else:
             with Image.open(io.BytesIO(data)) as image:
