@@ -85,8 +85,8 @@ def run() -> None:
 def reconstruct(command: Reconstruct) -> Path:
     """Paint `reconstruct-SPLIT.png`; its json has the PSNR of every image in dB."""
     from explore.model import load_trained
-    from train.evaluate import psnr
     from train.grids import reconstruction_blocks, stack
+    from train.similarity import psnr
 
     trained = load_trained(command.run, command.model, command.shards)
     if trained.shards is None:

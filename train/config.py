@@ -65,32 +65,46 @@ class DataConfig:
 class ModelConfig:
     """The variational autoencoder."""
 
-    kind: Literal["conv", "keras"] = "conv"
-    """conv: GroupNorm and SiLU, 64 or 128 px; keras: port of the Keras CelebA model, BatchNorm and dropout."""
+    kind: Literal["conv", "residual", "keras"] = "conv"
+    """conv: the fast one; residual: deeper, sharper, slower; keras: port of the Keras CelebA model, BatchNorm and
+    dropout."""
     latent: int | None = None
-    """Dimensions of the latent space. Default: conv 128, keras 200."""
+    """Dimensions of the latent space. Default: conv 128, residual 128 at 64 px and 256 at 128 px, keras 200."""
     widths: tuple[int, ...] | None = None
-    """Channels of the four stages. Default: conv 32 64 128 256, keras 32 64 64 64."""
+    """Channels of each stage, largest images first. Default: conv 32 64 128 256, keras 32 64 64 64, residual
+    64 128 256 256 at 64 px and 48 96 192 256 256 at 128 px."""
+    depth: int | None = None
+    """Blocks a stage of residual. Default: 1 at 64 px, 2 at 128 px."""
 
     def __post_init__(self) -> None:
-        _check_positive("model", self, "latent")
+        _check_positive("model", self, "latent", "depth")
         widths = self.widths
-        _check(widths is None or (len(widths) == 4 and min(widths) > 0), "model.widths", "be 4 counts", widths)
+        _check(widths is None or (len(widths) in range(2, 8) and min(widths) > 0), "model.widths",
+               "be 2 to 7 counts of channels", widths)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The objective."""
 
-    objective: Literal["optimal_sigma", "mse"] = "optimal_sigma"
-    """optimal_sigma: a Gaussian decoder whose variance is learned (arXiv 2006.13202); mse: weighted mean squares."""
+    objective: Literal["optimal_sigma", "l1", "mse", "beta"] = "optimal_sigma"
+    """optimal_sigma: a Gaussian decoder whose variance is learned (arXiv 2006.13202); l1: a Laplace decoder whose scale
+    is learned; mse: weighted mean squares; beta: a Gaussian of variance 1 and a weighted KL divergence."""
     mse_weight: float = 10_000.0
     """Factor of the mean squared error under mse; the KL divergence has factor 1."""
+    beta: float = 0.02
+    """Factor of the KL divergence under beta: the decoder variance that it amounts to."""
+    kl_warmup_images: int = 0
+    """The KL divergence's factor rises from 0 over this many images."""
+    free_bits: float = 0.0
+    """Nats of KL divergence an image that cost nothing."""
     sigma_halflife_images: int = 2_000
-    """Half-life of the running squared error that is sigma squared."""
+    """Half-life of the running error that the learned variance or scale is."""
 
     def __post_init__(self) -> None:
-        _check_positive("loss", self, "mse_weight", "sigma_halflife_images")
+        _check_positive("loss", self, "mse_weight", "beta", "sigma_halflife_images")
+        _check(self.kl_warmup_images >= 0, "loss.kl_warmup_images", "be at least 0", self.kl_warmup_images)
+        _check(0 <= self.free_bits < math.inf, "loss.free_bits", "be at least 0", self.free_bits)
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,7 @@ IDENTITY = ("run.seed", "data.window", "data.lanes", "data.flip", "model.*", "lo
 SCHEDULE = ("train.batch_size", "train.epochs", "train.total_images", "train.ema_halflife_images", "optim.*")
 """Values that may change on resume; the change is recorded and exactness holds from there."""
 REUSED = ("data.window", "data.lanes", "data.threads", "train.micro_batch", "train.threads", "model.latent",
-          "model.widths")  # fmt: skip
+          "model.widths", "model.depth")  # fmt: skip
 """Values that, where None, are taken from the run that is resumed."""
 
 

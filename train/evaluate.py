@@ -1,5 +1,7 @@
 """Figures and pictures of a model on a split: one exact pass, streamed."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,8 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline import ShardSet, StreamingLoader
+from pipeline.noise import normal
 from train.models import FaceVAE
-from train.objectives import kl_divergence
+from train.objectives import Likelihood, kl_divergence
+from train.similarity import detail, psnr, ssim
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is in use where its posterior means vary by more (Burda et al. 2016, arXiv 1509.00519)."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +24,20 @@ class Score:
 
     psnr_db: float
     """Peak signal-to-noise ratio of the posterior mean's reconstruction, dB, intensities in [0, 1]."""
+    ssim: float
+    """Structural similarity of the same."""
     mse: float
     """Mean squared error of the same, a pixel and channel."""
+    sharpness: float
+    """Mean squared Laplacian of the reconstructions over that of the images: 1 is as sharp."""
     rate_nats: float
     """KL divergence from the prior, nats an image."""
+    distortion_nats: float
+    """Negative log-density of the image given a posterior sample, nats, with the scale that training ended with."""
+    bits_per_dimension: float
+    """Rate and distortion together, a pixel and channel, in bits, for intensities in 256 steps: smaller is better."""
+    active_units: int
+    """Latent dimensions that carry anything."""
     images: int
 
 
@@ -36,26 +53,50 @@ def stream_images(
             yield images.float() / 255
 
 
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio [B] in dB of float images [B, 3, H, W] in [0, 1]."""
-    mse = (images - others).square().flatten(1).mean(1)
-    return -10 * torch.log10(mse.clamp(min=1e-10))
-
-
 @torch.inference_mode()
-def score(model: FaceVAE, shards: ShardSet, split: str, device: torch.device) -> Score:
-    """Score `model`, in evaluation mode, on every image of the split."""
+def score(
+    model: FaceVAE, shards: ShardSet, split: str, device: torch.device, likelihood: Likelihood, *, seed: int = 0
+) -> Score:
+    """Score `model`, in evaluation mode, on every image of the split; `seed` draws the posterior samples."""
     model.eval()
-    decibels = squared = rate = 0.0
+    dimensions = shards.channels * shards.image_size**2
+    sums: dict[str, float] = defaultdict(float)
+    first = torch.zeros(model.latent, dtype=torch.float64)
+    second = torch.zeros_like(first)
     count = 0
     for images in stream_images(shards, split, None, device):
         mean, logvar = model.encode(images)
-        found = psnr(images, model.decode(mean))
-        decibels += float(found.double().sum())
-        squared += float((10 ** (-found.double() / 10)).sum())
-        rate += float(kl_divergence(mean, logvar).double().sum())
+        answers = model.decode(mean)
+        noise = normal(torch.arange(count, count + len(images), device=device), model.latent, seed=seed, stream="score")
+        sampled = model.decode(mean + torch.exp(0.5 * logvar) * noise)
+        found = {
+            "psnr": psnr(images, answers),
+            "ssim": ssim(images, answers),
+            "mse": (images - answers).square().flatten(1).mean(1),
+            "detail": detail(images),
+            "answered detail": detail(answers),
+            "rate": kl_divergence(mean, logvar),
+            "distortion": likelihood.nats(likelihood.error(sampled, images), dimensions),
+        }
+        for name, values in found.items():
+            sums[name] += float(values.double().sum())
+        means = mean.double().cpu()
+        first += means.sum(0)
+        second += means.square().sum(0)
         count += len(images)
-    return Score(decibels / count, squared / count, rate / count, count)
+    rate, distortion = sums["rate"] / count, sums["distortion"] / count
+    return Score(
+        psnr_db=sums["psnr"] / count,
+        ssim=sums["ssim"] / count,
+        mse=sums["mse"] / count,
+        sharpness=sums["answered detail"] / sums["detail"] if sums["detail"] else 1.0,
+        rate_nats=rate,
+        distortion_nats=distortion,
+        # The density is one of intensities in [0, 1], of which a step of 8 bits is 1/256.
+        bits_per_dimension=(rate + distortion) / (dimensions * math.log(2)) + 8,
+        active_units=int((second / count - (first / count).square() > ACTIVE_VARIANCE).sum()),
+        images=count,
+    )
 
 
 @torch.inference_mode()

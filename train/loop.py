@@ -18,6 +18,7 @@ from train.config import Config
 from train.display import Display, Status, duration
 from train.evaluate import Gaussian, Score, aggregate_posterior, score
 from train.grids import training_grid
+from train.objectives import Likelihood
 from train.pretrained import save_pretrained
 from train.process import StopRequest
 from train.runfolder import RunFolder
@@ -56,8 +57,9 @@ class Meters:
         self.total_s += seconds
         self.total_waited_s += waited_s
 
-    def flush(self, state: TrainState, update: Update, batch_size: int, total_images: int) -> dict[str, Any]:
+    def flush(self, session: "Session", update: Update) -> dict[str, Any]:
         """One line of metrics, means since the line before."""
+        state, total_images, batch_size = session.state, session.total_images, session.config.train.batch_size
         now = time.monotonic()
         seconds = max(now - self.since, 1e-9)
         mse = self.mse / self.updates
@@ -69,7 +71,7 @@ class Meters:
             "mse": mse,
             "psnr_db": -10 * math.log10(max(mse, 1e-10)),
             "kl_nats": self.kl / self.updates,
-            "sigma": math.sqrt(state.sigma.variance),
+            "sigma": session.likelihood.std,
             "grad_norm": update.grad_norm,
             "learning_rate": update.learning_rate,
             "loss_scale": state.loss_scale.value,
@@ -118,6 +120,11 @@ class Session:
     def grid_split(self) -> str:
         """Where the pictures' originals come from: held-out images where the set has some."""
         return next((name for name in ("val", "test") if len(self.shards.splits.get(name, ()))), "train")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's, at the scale that it has learned so far."""
+        return Likelihood.of(self.config.loss, self.state.error)
 
     @property
     def elapsed_s(self) -> float:
@@ -198,7 +205,7 @@ def finish(session: Session) -> None:
     session.scores = _scores(session)
     facts = {
         "position": session.state.position,
-        "sigma": math.sqrt(session.state.sigma.variance),
+        "sigma": session.likelihood.std,
         "objective": session.config.loss.objective,
         "scores": session.scores,
         "shardset": session.facts["shardset"],
@@ -247,8 +254,7 @@ def _requests(session: Session, saved_at: float, writer: BackgroundWriter) -> in
 
 
 def _log(session: Session, status: Status, update: Update) -> None:
-    config, state = session.config.train, session.state
-    record = session.meters.flush(state, update, config.batch_size, session.total_images)
+    record = session.meters.flush(session, update)
     if not session.is_main:
         return
     session.folder.append_metrics(record)
@@ -302,7 +308,7 @@ def _scores(session: Session) -> dict[str, dict[str, float]]:
     """By split: the figures on the validation split, if there is one."""
     if not len(session.shards.splits.get("val", ())):
         return {}
-    found: Score = score(session.state.ema, session.shards, "val", session.accelerator.device)
+    found: Score = score(session.state.ema, session.shards, "val", session.accelerator.device, session.likelihood)
     return {"val": asdict(found)}
 
 

@@ -1,12 +1,12 @@
 """Losses that are sums over images, given constants from earlier updates.
 
 No statistic of the current batch enters a loss: so any micro-batch and any number of processes give the same
-gradient. What must follow the data, the optimal sigma, is state that an update changes after it was used.
+gradient. What must follow the data, the decoder's optimal scale, is state that an update changes after it was used.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,41 +14,71 @@ from torch import Tensor
 from train.config import LossConfig
 from train.models import Output
 
-_UNIFORM_VARIANCE = 1 / 12
-"""Of a value anywhere in [0, 1]: sigma squared before anything is known."""
+_START = {"gaussian": 1 / 12, "laplace": 1 / 4}
+"""Variance, and mean absolute deviation, of a value anywhere in [0, 1]: the scale before anything is known."""
+_FLOOR = {"gaussian": 1e-6, "laplace": 1e-3}
 
 
 class Terms(NamedTuple):
-    """Per image [B], float32: `loss` to be summed, `squared_error` summed over pixels, `kl` in nats."""
+    """Per image [B], float32: `loss` to be summed, `squared_error` and `error` summed over pixels, `kl` in nats."""
 
     loss: Tensor
     squared_error: Tensor
+    error: Tensor
+    """What the likelihood's scale follows: squared or absolute differences."""
     kl: Tensor
 
 
 @dataclass(frozen=True)
-class Sigma:
-    """The decoder's variance as state: a bias-corrected exponential average of the mean squared error.
+class RunningError:
+    """The mean error as state: a bias-corrected exponential average over earlier updates.
 
-    Rybkin et al. 2021 (arXiv 2006.13202), equation 5: the optimal variance is the mean squared error. Theirs is the
-    batch's own; an average over earlier updates keeps the loss a sum over images.
+    The optimal variance of a Gaussian decoder is its mean squared error (Rybkin et al. 2021, arXiv 2006.13202,
+    equation 5), the optimal scale of a Laplace decoder its mean absolute error. Theirs is the batch's own; an average
+    over earlier updates keeps the loss a sum over images.
     """
 
     weighted_sum: float = 0.0
     weight: float = 0.0
 
-    @property
-    def variance(self) -> float:
-        """Sigma squared, in units of squared intensity (images in [0, 1])."""
-        return max(self.weighted_sum / self.weight, 1e-6) if self.weight else _UNIFORM_VARIANCE
-
-    def updated(self, mean_squared_error: float, images: int, halflife_images: int) -> "Sigma":
-        """The state after an update of `images` whose mean squared error a pixel and channel was the given one."""
+    def updated(self, error: float, images: int, halflife_images: int) -> "RunningError":
+        """The state after an update of `images` whose mean error a pixel and channel was the given one."""
         decay = 0.5 ** (images / halflife_images)
-        return Sigma(
-            decay * self.weighted_sum + (1 - decay) * mean_squared_error,
+        return RunningError(
+            decay * self.weighted_sum + (1 - decay) * error,
             decay * self.weight + (1 - decay),
         )
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable the decoder says an intensity in [0, 1] is: a density of one scale around its answer."""
+
+    kind: Literal["gaussian", "laplace"]
+    scale: float
+    """The Gaussian's variance, or the Laplace density's mean absolute deviation."""
+
+    @classmethod
+    def of(cls, config: LossConfig, running: RunningError) -> "Likelihood":
+        """The one of an objective, at the scale that is optimal for the errors so far."""
+        kind: Literal["gaussian", "laplace"] = "laplace" if config.objective == "l1" else "gaussian"
+        return cls(kind, max(running.weighted_sum / running.weight, _FLOOR[kind]) if running.weight else _START[kind])
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of an intensity."""
+        return math.sqrt(self.scale) if self.kind == "gaussian" else math.sqrt(2) * self.scale
+
+    def error(self, answers: Tensor, images: Tensor) -> Tensor:
+        """The differences [B] that the density depends on, summed over pixels and channels."""
+        differences = (answers - images).flatten(1)
+        return differences.square().sum(1) if self.kind == "gaussian" else differences.abs().sum(1)
+
+    def nats(self, error: Tensor, dimensions: int) -> Tensor:
+        """Negative log-density [B] of images of so many dimensions, given their summed errors."""
+        if self.kind == "gaussian":
+            return error / (2 * self.scale) + 0.5 * dimensions * math.log(2 * math.pi * self.scale)
+        return error / self.scale + dimensions * math.log(2 * self.scale)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -56,19 +86,28 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
 
 
-def objective(config: LossConfig, output: Output, images: Tensor, variance: float) -> Terms:
-    """The loss of each image; `images` [B, 3, H, W] in [0, 1], `variance` is `Sigma.variance` (optimal_sigma only).
+def objective(
+    config: LossConfig, output: Output, images: Tensor, likelihood: Likelihood, kl_weight: float = 1.0
+) -> Terms:
+    """The loss of each image; `images` [B, 3, H, W] in [0, 1].
 
-    mse: mse_weight * mean squared error + KL. optimal_sigma: the negative log-likelihood under a Gaussian of that
-    variance + KL, in nats.
+    optimal_sigma, l1: negative log-likelihood + KL, in nats. mse: mse_weight * mean squared error + KL. beta: the
+    negative log-likelihood under a Gaussian of variance 1 + beta * KL (Higgins et al. 2017), constants left out.
+
+    `kl_weight` is the warm-up's factor of the KL divergence; of that, what lies below `free_bits` nats an image has no
+    gradient (after Kingma et al. 2016, arXiv 1606.04934, with the image as the group).
     """
     with torch.autocast(images.device.type, enabled=False):
-        squared_error = (output.images.float() - images).square().flatten(1).sum(1)
+        answers = output.images.float()
+        squared_error = (answers - images).square().flatten(1).sum(1)
+        error = squared_error if likelihood.kind == "gaussian" else likelihood.error(answers, images)
         kl = kl_divergence(output.mean.float(), output.logvar.float())
         dimensions = images[0].numel()
+        paid = kl_weight * kl.clamp(min=config.free_bits)
         if config.objective == "mse":
-            loss = config.mse_weight / dimensions * squared_error + kl
+            loss = config.mse_weight / dimensions * squared_error + paid
+        elif config.objective == "beta":
+            loss = 0.5 * squared_error + config.beta * paid
         else:
-            constant = 0.5 * dimensions * math.log(2 * math.pi * variance)
-            loss = squared_error / (2 * variance) + constant + kl
-    return Terms(loss, squared_error, kl)
+            loss = likelihood.nats(error, dimensions) + paid
+    return Terms(loss, squared_error, error, kl)

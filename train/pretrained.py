@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, UserError
 from pipeline.files import write_json
+from train.architectures import Architecture
 from train.checkpoint import save_tensors, snapshot
 from train.evaluate import Gaussian
-from train.models import Architecture, FaceVAE
+from train.models import FaceVAE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -32,11 +32,12 @@ from pipeline.errors import (
 )
 from pipeline.machine import PeakMemory, usable_cores
 from pipeline.order import Order
+from train.architectures import Architecture
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
 from train.display import duration
 from train.loop import TIME_UP, Session, finish, summarise, train
-from train.models import DEFAULT_LATENT, DEFAULT_WIDTHS, Architecture, FaceVAE, parameter_count
+from train.models import FaceVAE, parameter_count
 from train.pretrained import CONFIG_FILE
 from train.process import StopRequest, follow_launcher, make_accelerator, set_threads
 from train.runfolder import RunFolder
@@ -156,10 +157,8 @@ def prepare(
     config = with_values(config, {"train.threads": set_threads(config, accelerator.num_processes)})
     set_seed(config.run.seed)
     model, micro_batch = config.model, config.train.micro_batch
-    assert model.latent is not None, "resolved above"
-    assert model.widths is not None, "resolved above"
     assert micro_batch is not None, "resolved above"
-    architecture = Architecture(model.kind, shards.image_size, model.latent, model.widths)
+    architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, micro_batch)
     if generation is not None:
         state.restore(generation, first_process=accelerator.is_main_process)
@@ -189,19 +188,21 @@ def prepare(
 
 def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, int]:
     """The config with every value filled in that follows from set and machine, and the run's length in images."""
-    batch, kind = config.train.batch_size, config.model.kind
+    batch, model = config.train.batch_size, config.model
     if batch % processes:
         raise ConfigError(f"train.batch_size must be a multiple of {processes} processes; got {batch}. Change it.")
     split = shards.split("train")
     order = Order(split.samples, window=config.data.window, lanes=config.data.lanes)
     length = config.train.total_images or math.ceil(config.train.epochs * split.total)
     local = batch // processes
+    architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     values = {
         "data.window": order.window,
         "data.lanes": order.lanes,
         "data.threads": config.data.threads or max(1, usable_cores() // processes),
-        "model.latent": config.model.latent or DEFAULT_LATENT[kind],
-        "model.widths": config.model.widths or DEFAULT_WIDTHS[kind],
+        "model.latent": architecture.latent,
+        "model.widths": architecture.widths,
+        "model.depth": architecture.depth,
         "train.micro_batch": min(config.train.micro_batch or local, local),
     }
     return with_values(config, values), -(-length // batch) * batch
@@ -269,7 +270,10 @@ def show_result(session: Session, done: bool) -> None:
     if not done:
         return
     for split, values in session.scores.items():
-        session.say(f"{split}: PSNR {values['psnr_db']:.2f} dB, rate {values['rate_nats']:.1f} nats")
+        session.say(
+            f"{split}: PSNR {values['psnr_db']:.2f} dB, SSIM {values['ssim']:.3f}, rate {values['rate_nats']:.1f} nats, "
+            f"{values['bits_per_dimension']:.3f} bits a dimension, {values['active_units']} latent dimensions in use"
+        )
     session.say(
         f"done: {state.position:,} images in {duration(session.elapsed_s)}; "
         f"model in {folder.final}, pictures in {folder.grids}"

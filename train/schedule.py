@@ -2,7 +2,7 @@
 
 import math
 
-from train.config import OptimConfig
+from train.config import LossConfig, OptimConfig
 
 
 def learning_rate(config: OptimConfig, position: int, total_images: int) -> float:
@@ -14,6 +14,11 @@ def learning_rate(config: OptimConfig, position: int, total_images: int) -> floa
     if config.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, position / total_images)))
     return rate
+
+
+def kl_weight(config: LossConfig, position: int) -> float:
+    """The factor of the KL divergence in the update that starts at `position`: a linear rise to 1."""
+    return min(1.0, position / config.kl_warmup_images) if config.kl_warmup_images else 1.0
 
 
 def ema_decay(halflife_images: int, position: int, images: int) -> float:

@@ -13,7 +13,7 @@ from pipeline.errors import CheckpointError
 from train.checkpoint import Generation, snapshot
 from train.config import OptimConfig
 from train.models import FaceVAE
-from train.objectives import Sigma
+from train.objectives import RunningError
 
 STATE_VERSION = 1
 INITIAL_SCALE = 2.0**16
@@ -52,7 +52,8 @@ class TrainState:
     position: int = 0
     """Training samples consumed by applied updates."""
     updates: int = 0
-    sigma: Sigma = field(default_factory=Sigma)
+    error: RunningError = field(default_factory=RunningError)
+    """Of which the decoder's scale follows."""
     loss_scale: LossScale = field(default_factory=LossScale)
     micro_batch: int = 0
     """Images a process computes at once."""
@@ -84,7 +85,7 @@ class TrainState:
             "version": STATE_VERSION,
             "position": self.position,
             "updates": self.updates,
-            "sigma": asdict(self.sigma),
+            "error": asdict(self.error),
             "loss_scale": asdict(self.loss_scale),
             "micro_batch": self.micro_batch,
             "elapsed_s": elapsed_s,
@@ -115,7 +116,7 @@ class TrainState:
                 f"the checkpoint's tensors must fit the model; got '{error}'. Use the config that it was made with."
             ) from error
         self.position, self.updates = state["position"], state["updates"]
-        self.sigma = Sigma(**state["sigma"])
+        self.error = RunningError(**state["error"])
         self.loss_scale = LossScale(**state["loss_scale"])
         self.elapsed_s = state["elapsed_s"]
         # The saved sums are those of all processes together; one process carries them on.

@@ -14,8 +14,8 @@ from pipeline.counter import make_key
 from pipeline.errors import LeanstreamError
 from pipeline.noise import normal
 from train.config import Config
-from train.objectives import objective
-from train.schedule import ema_decay, learning_rate
+from train.objectives import Likelihood, Terms, objective
+from train.schedule import ema_decay, kl_weight, learning_rate
 from train.state import TrainState
 
 MAX_REPLAYS = 20
@@ -76,7 +76,8 @@ def apply_update(
     state.position += images
     state.updates += 1
     state.loss_scale.applied()
-    state.sigma = state.sigma.updated(mse, images, config.loss.sigma_halflife_images)
+    error = found.error / (images * batch.images[0].numel())
+    state.error = state.error.updated(error, images, config.loss.sigma_halflife_images)
     _average_weights(state, ema_decay(config.train.ema_halflife_images, state.position, images))
     state.count_samples(batch.positions.cpu().numpy(), batch.digests, epoch_samples)
     return Update(found.loss / images, mse, found.kl / images, grad_norm, rate, replays, found.requests)
@@ -87,6 +88,7 @@ class _Found(NamedTuple):
 
     loss: float
     squared_error: float
+    error: float
     kl: float
     grad_norm: float
     requests: int
@@ -96,13 +98,13 @@ def _attempt(state: TrainState, batch: Batch, config: Config, accelerator: Accel
     """Gradients for one update, or None after everything was put back for a replay."""
     buffers = [buffer.clone() for buffer in state.model.buffers()]
     sums, out_of_memory = _accumulate(state, batch, config, accelerator)
-    loss, squared_error, kl, failed, voted = _vote(accelerator, sums, out_of_memory, requests)
+    (loss, squared_error, error, kl), failed, voted = _vote(accelerator, sums, out_of_memory, requests)
     if failed:
         _shrink_micro_batch(state)
     else:
         grad_norm = _exchange_and_measure(state, accelerator)
         if math.isfinite(grad_norm) and math.isfinite(loss):
-            return _Found(loss, squared_error, kl, grad_norm, voted)
+            return _Found(loss, squared_error, error, kl, grad_norm, voted)
         if accelerator.mixed_precision != "fp16":
             raise LeanstreamError(
                 f"the loss must stay finite; got loss {loss} and gradient norm {grad_norm} at update "
@@ -117,11 +119,12 @@ def _attempt(state: TrainState, batch: Batch, config: Config, accelerator: Accel
 
 
 def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator) -> tuple[Tensor, bool]:
-    """Gradients of the loss divided by the global batch; float64 sums of (loss, squared error, KL); out of memory?"""
+    """Gradients of the loss divided by the global batch; float64 sums of `Terms`; out of memory?"""
     model = state.model.train()
-    variance = state.sigma.variance
+    likelihood = Likelihood.of(config.loss, state.error)
+    weight = kl_weight(config.loss, state.position)
     scale = state.loss_scale.value if accelerator.mixed_precision == "fp16" else 1.0
-    sums = torch.zeros(3)
+    sums = torch.zeros(len(Terms._fields), dtype=torch.float64)
     parts = []
     try:
         for begin in range(0, len(batch), state.micro_batch):
@@ -133,7 +136,7 @@ def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Ac
                 torch.manual_seed(make_key("layers", config.run.seed, int(positions[0]))[0])
             with accelerator.autocast():
                 output = model(images, noise)
-            terms = objective(config.loss, output, images, variance)
+            terms = objective(config.loss, output, images, likelihood, weight)
             (terms.loss.sum() * (scale / config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
             parts.append(torch.stack([term.detach().sum() for term in terms]))
         sums = torch.stack(parts).cpu().double().sum(0)
@@ -142,18 +145,15 @@ def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Ac
     return sums, False
 
 
-def _vote(
-    accelerator: Accelerator, sums: Tensor, out_of_memory: bool, requests: int
-) -> tuple[float, float, float, bool, int]:
+def _vote(accelerator: Accelerator, sums: Tensor, out_of_memory: bool, requests: int) -> tuple[list[float], bool, int]:
     """Sums over all processes, whether any ran out of memory, and the requests of all."""
     if accelerator.num_processes == 1:
-        loss, squared_error, kl = sums.tolist()
-        return loss, squared_error, kl, out_of_memory, requests
+        return sums.tolist(), out_of_memory, requests
     bits = [float(requests >> bit & 1) for bit in range(16)]
     votes = torch.tensor([*sums.tolist(), float(out_of_memory), *bits], dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(votes)
-    loss, squared_error, kl, failed, *counts = votes.tolist()
-    return loss, squared_error, kl, failed > 0, sum(1 << bit for bit, count in enumerate(counts) if count)
+    totals, (failed, *counts) = votes[: len(sums)].tolist(), votes[len(sums) :].tolist()
+    return totals, failed > 0, sum(1 << bit for bit, count in enumerate(counts) if count)
 
 
 def _shrink_micro_batch(state: TrainState) -> None:

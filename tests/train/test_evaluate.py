@@ -10,9 +10,10 @@ from pipeline.loader import StreamingLoader
 from pipeline.noise import normal
 from tests.helpers import make_image
 from tests.train.tiny import CPU, tiny_config, tiny_model
-from train.evaluate import Gaussian, aggregate_posterior, mean_image_psnr, psnr, score, stream_images
+from train.evaluate import Gaussian, aggregate_posterior, mean_image_psnr, score, stream_images
 from train.models import FaceVAE
-from train.objectives import kl_divergence
+from train.objectives import Likelihood, kl_divergence
+from train.similarity import detail, ssim
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_stream_gives_each_image_once_up_to_its_limit(
 @torch.inference_mode()
 def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable[..., ShardSet]) -> None:
     shards = shard_set(samples={"val": 70}, size=32)
-    found = score(model, shards, "val", CPU)
+    found = score(model, shards, "val", CPU, Likelihood("gaussian", 0.02))
     images = all_images(shards, "val")
     mean, logvar = model.eval().encode(images)
     squares = (images - model.decode(mean)).square().flatten(1).mean(1)
@@ -50,13 +51,14 @@ def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable
     assert found.psnr_db == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
     assert found.mse == pytest.approx(float(squares.mean()), rel=1e-5)
     assert found.rate_nats == pytest.approx(float(kl_divergence(mean, logvar).mean()), rel=1e-5)
-
-
-def test_psnr_is_that_of_each_image() -> None:
-    images = torch.zeros(2, 3, 4, 4)
-    others = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 0.01)])
-    torch.testing.assert_close(psnr(images, others), torch.tensor([20.0, 40.0]))
-    assert float(psnr(images, images)[0]) == 100
+    assert found.ssim == pytest.approx(float(ssim(images, model.decode(mean)).mean()), rel=1e-5)
+    assert found.sharpness == pytest.approx(float(detail(model.decode(mean)).sum() / detail(images).sum()), rel=1e-4)
+    assert found.active_units == int((mean.var(0, correction=0) > 0.01).sum())
+    sampled = model.decode(mean + torch.exp(0.5 * logvar) * normal(torch.arange(70), 4, seed=0, stream="score"))
+    density = torch.distributions.Normal(sampled, 0.02**0.5).log_prob(images).flatten(1).sum(1)
+    assert found.distortion_nats == pytest.approx(-float(density.mean()), rel=1e-5)
+    nats = found.rate_nats + found.distortion_nats
+    assert found.bits_per_dimension == pytest.approx(nats / (3 * 32 * 32 * math.log(2)) + 8)
 
 
 @torch.inference_mode()
@@ -87,4 +89,4 @@ def test_the_floor_is_the_psnr_of_the_mean_training_picture(faces: ShardSet) -> 
 
 def test_a_split_that_is_not_there_is_an_error(model: FaceVAE, faces: ShardSet) -> None:
     with pytest.raises(UserError, match=r"one of the set's \(train, val\); got 'test'"):
-        score(model, faces, "test", CPU)
+        score(model, faces, "test", CPU, Likelihood("gaussian", 0.02))

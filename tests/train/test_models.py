@@ -7,22 +7,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import ConfigError
-from train.models import (
-    DEFAULT_LATENT,
-    DEFAULT_WIDTHS,
-    LOGVAR_RANGE,
-    Architecture,
-    FaceVAE,
-    _SameConv2d,
-    _SameConvTranspose2d,
-    parameter_count,
-)
+from train.architectures import Architecture, _SameConv2d, _SameConvTranspose2d
+from train.models import LOGVAR_RANGE, FaceVAE, parameter_count
 from train.pretrained import build_model
 
 
 def make(kind: str, size: int) -> FaceVAE:
     torch.manual_seed(0)
-    return FaceVAE(Architecture(kind, size, DEFAULT_LATENT[kind], DEFAULT_WIDTHS[kind]))
+    return FaceVAE(Architecture.of(kind, size, None, None, None))
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +130,12 @@ def test_keras_flatten_and_reshape_undo_each_other(keras: FaceVAE) -> None:
     assert keras.decoder[1](flat).equal(images)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("conv", 64), ("conv", 128), ("conv", 32), ("keras", 64), ("keras", 128)])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("kind", ["conv", "residual", "keras"])
 def test_ranges_and_shapes_of_a_pass(kind: str, size: int) -> None:
     model = make(kind, size)
     mean, logvar = model.encode(torch.rand(2, 3, size, size))
-    assert mean.shape == logvar.shape == (2, DEFAULT_LATENT[kind])
+    assert mean.shape == logvar.shape == (2, model.latent)
     output = model(torch.rand(2, 3, size, size), torch.randn(2, model.latent))
     assert output.images.shape == (2, 3, size, size)
     assert output.images.min() >= 0
@@ -171,15 +164,49 @@ def test_only_models_with_dropout_draw_for_themselves(keras: FaceVAE) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 40, 100, 178])
-@pytest.mark.parametrize("kind", ["conv", "keras"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "keras"])
 def test_a_size_that_the_model_cannot_take_is_an_error_with_a_remedy(kind: str, size: int) -> None:
     with pytest.raises(ConfigError, match=f"got {size}. Make the shards with --size 64"):
         Architecture(kind, size, 8, (8, 8, 8, 8))
 
 
-@pytest.mark.parametrize("kind", ["conv", "keras"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "keras"])
 def test_a_model_is_built_again_from_its_description(kind: str) -> None:
     model = make(kind, 64)
     again = build_model(model.describe())
     assert again.architecture == model.architecture
     again.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize(("size", "widths", "latent", "millions"), [
+    (64, (64, 128, 256, 256), 128, (8.5, 10.5)), (128, (48, 96, 192, 256, 256), 256, (18, 21)),
+])  # fmt: skip
+def test_the_residual_model_has_its_size(
+    size: int, widths: tuple[int, ...], latent: int, millions: tuple[float, float]
+) -> None:
+    model = make("residual", size)
+    assert (model.architecture.widths, model.latent) == (widths, latent)
+    assert millions[0] <= parameter_count(model) / 1e6 <= millions[1]
+
+
+def test_widths_and_depth_of_the_residual_model_are_free() -> None:
+    model = FaceVAE(Architecture.of("residual", 32, 7, (4, 6, 10), 3))
+    assert len([layer for layer in model.encoder.modules() if type(layer).__name__ == "_Residual"]) == 9
+    assert model(torch.rand(2, 3, 32, 32), torch.randn(2, 7)).images.shape == (2, 3, 32, 32)
+
+
+def test_a_residual_model_begins_calmly() -> None:
+    model, images = make("residual", 64), torch.rand(4, 3, 64, 64)
+    output = model(images, torch.randn(4, model.latent))
+    assert abs(output.images - 0.5).max() < 0.1
+    assert output.mean.abs().max() < 0.5
+    assert output.logvar.abs().max() < 0.5
+    output.images.sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(gradients) == len(list(model.parameters()))
+
+
+def test_a_residual_block_begins_as_the_identity() -> None:
+    block = next(layer for layer in make("residual", 32).modules() if type(layer).__name__ == "_Residual")
+    values = torch.randn(2, 64, 8, 8)
+    torch.testing.assert_close(block(values), values)

@@ -3,15 +3,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Laplace, Normal
 from torch.distributions import kl_divergence as reference_kl
 
 from tests.train.tiny import tiny_config, tiny_model
 from train.config import LossConfig
 from train.models import Output
-from train.objectives import Sigma, kl_divergence, objective
+from train.objectives import Likelihood, RunningError, kl_divergence, objective
 
-OBJECTIVES: list[Any] = ["optimal_sigma", "mse"]
+OBJECTIVES: list[Any] = ["optimal_sigma", "l1", "mse", "beta"]
+
+
+def gaussian(variance: float) -> Likelihood:
+    return Likelihood("gaussian", variance)
 
 
 def test_kl_is_torchs() -> None:
@@ -28,7 +32,7 @@ def output(error: float, count: int = 2) -> tuple[Output, torch.Tensor]:
 
 def test_mse_is_the_weighted_mean_square_plus_kl() -> None:
     answer, images = output(0.1)
-    terms = objective(LossConfig("mse", mse_weight=100.0), answer, images, 123.0)
+    terms = objective(LossConfig("mse", mse_weight=100.0), answer, images, gaussian(123.0))
     torch.testing.assert_close(terms.squared_error, torch.full((2,), 48 * 0.01))
     torch.testing.assert_close(terms.kl, torch.full((2,), 1.5))
     torch.testing.assert_close(terms.loss, torch.full((2,), 100 * 0.01 + 1.5))
@@ -36,21 +40,69 @@ def test_mse_is_the_weighted_mean_square_plus_kl() -> None:
 
 def test_optimal_sigma_is_a_gaussian_likelihood_plus_kl() -> None:
     answer, images = output(0.1)
-    terms = objective(LossConfig("optimal_sigma"), answer, images, 0.04)
+    terms = objective(LossConfig("optimal_sigma"), answer, images, gaussian(0.04))
     likelihood = Normal(answer.images, math.sqrt(0.04)).log_prob(images).flatten(1).sum(1)
     torch.testing.assert_close(terms.loss, 1.5 - likelihood)
+
+
+def test_l1_is_a_laplace_likelihood_plus_kl() -> None:
+    answer, images = output(-0.1)
+    terms = objective(LossConfig("l1"), answer, images, Likelihood("laplace", 0.07))
+    torch.testing.assert_close(terms.error, torch.full((2,), 48 * 0.1))
+    torch.testing.assert_close(terms.squared_error, torch.full((2,), 48 * 0.01))
+    torch.testing.assert_close(terms.loss, 1.5 - Laplace(answer.images, 0.07).log_prob(images).flatten(1).sum(1))
+
+
+def test_beta_weighs_the_kl_against_a_likelihood_of_variance_one() -> None:
+    answer, images = output(0.1)
+    loss = objective(LossConfig("beta", beta=4.0), answer, images, gaussian(0.04)).loss
+    likelihood = (Normal(answer.images, 1.0).log_prob(images) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+    torch.testing.assert_close(loss, 4 * 1.5 - likelihood)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_kl_in_warm_up_counts_in_part(name: Any) -> None:
+    answer, images = output(0.1)
+    full, half, none = (objective(LossConfig(name), answer, images, gaussian(0.04), w).loss for w in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(full - half, half - none)
+    assert (full > none).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_free_bits_are_free_for_each_image(name: Any) -> None:
+    answer, images = output(0.1)
+    answer = Output(answer.images, torch.tensor([[0.1, 0, 0], [3.0, 0, 0]]).requires_grad_(), answer.logvar)
+    terms = objective(LossConfig(name, free_bits=2.0), answer, images, gaussian(0.04))
+    torch.testing.assert_close(terms.kl.detach(), torch.tensor([0.005, 4.5]))
+    (gradient,) = torch.autograd.grad(terms.loss.sum(), answer.mean)
+    assert gradient[0].abs().max() == 0
+    assert gradient[1, 0] > 0
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_a_running_error_is_the_scale_that_is_most_likely(kind: Any) -> None:
+    errors = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 0.1
+    images = torch.full((1, 1, 1, 4000), 0.5)
+    answers = images + errors
+    at = Likelihood(kind, float(Likelihood(kind, 1.0).error(answers, images)) / 4000)
+    best = float(at.nats(at.error(answers, images), 4000))
+    for factor in (0.9, 1.1):
+        other = Likelihood(kind, factor * at.scale)
+        assert float(other.nats(other.error(answers, images), 4000)) > best
+    assert at.std == pytest.approx(0.1, rel=0.15)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gradient_adds_up_over_micro_batches(name: Any) -> None:
     config = tiny_config(loss={"objective": name})
     images, noise = torch.rand(64, 3, 32, 32), torch.randn(64, 4)
+    likelihood = Likelihood.of(config.loss, RunningError(0.05, 1))
 
     def gradients(micro_batch: int) -> torch.Tensor:
         model = tiny_model(config).double()
         for part in torch.split(torch.arange(64), micro_batch):
             answer = model(images[part].double(), noise[part].double())
-            (objective(config.loss, answer, images[part], 0.05).loss.sum() / 64).backward()
+            (objective(config.loss, answer, images[part], likelihood).loss.sum() / 64).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
     whole, parts = gradients(64), gradients(16)
@@ -60,9 +112,9 @@ def test_the_gradient_adds_up_over_micro_batches(name: Any) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_arithmetic_stays_float32_under_autocast(name: Any) -> None:
     answer, images = output(0.1)
-    expected = objective(LossConfig(name), answer, images, 0.04)
+    expected = objective(LossConfig(name), answer, images, gaussian(0.04))
     with torch.autocast("cpu", torch.bfloat16):
-        found = objective(LossConfig(name), answer, images, 0.04)
+        found = objective(LossConfig(name), answer, images, gaussian(0.04))
     assert {term.dtype for term in found} == {torch.float32}
     assert all(term.equal(other) for term, other in zip(found, expected, strict=True))
 
@@ -71,33 +123,40 @@ def test_loss_arithmetic_stays_float32_under_autocast(name: Any) -> None:
 def test_half_precision_answers_are_compared_in_float32(name: Any) -> None:
     answer, images = output(0.125)
     half = Output(*(values.bfloat16() for values in answer))
-    assert objective(LossConfig(name), half, images, 0.04).loss.equal(
-        objective(LossConfig(name), answer, images, 0.04).loss
+    assert objective(LossConfig(name), half, images, gaussian(0.04)).loss.equal(
+        objective(LossConfig(name), answer, images, gaussian(0.04)).loss
     )
 
 
-def test_sigma_starts_as_a_uniform_pixel_and_then_is_the_first_error() -> None:
-    assert Sigma().variance == pytest.approx(1 / 12)
+def variance(error: RunningError) -> float:
+    return Likelihood.of(LossConfig("optimal_sigma"), error).scale
+
+
+def test_a_scale_starts_as_that_of_a_uniform_pixel_and_then_is_the_first_error() -> None:
+    assert variance(RunningError()) == pytest.approx(1 / 12)
+    assert Likelihood.of(LossConfig("l1"), RunningError()).scale == pytest.approx(1 / 4)
     # Bias-corrected: nothing of the start is left after one update.
-    assert Sigma().updated(0.03, 64, 2000).variance == pytest.approx(0.03)
+    assert variance(RunningError().updated(0.03, 64, 2000)) == pytest.approx(0.03)
 
 
-def test_sigma_is_the_average_with_the_halflife() -> None:
-    sigma = Sigma().updated(0.08, 500, 1000).updated(0.02, 500, 1000)
+def test_a_running_error_is_the_average_with_the_halflife() -> None:
+    error = RunningError().updated(0.08, 500, 1000).updated(0.02, 500, 1000)
     keep = 0.5**0.5
-    assert sigma.variance == pytest.approx((keep * 0.08 + 0.02) / (keep + 1))
-    assert sigma.weight == pytest.approx(0.5)
+    assert variance(error) == pytest.approx((keep * 0.08 + 0.02) / (keep + 1))
+    assert error.weight == pytest.approx(0.5)
 
 
-def test_sigma_does_not_depend_on_how_equal_images_are_batched() -> None:
-    one, many = Sigma().updated(0.5, 1000, 700), Sigma()
+def test_a_running_error_does_not_depend_on_how_equal_images_are_batched() -> None:
+    one, many = RunningError().updated(0.5, 1000, 700), RunningError()
     one = one.updated(0.1, 60, 700)
     for images in (300, 300, 400):
         many = many.updated(0.5, images, 700)
     for _ in range(6):
         many = many.updated(0.1, 10, 700)
-    assert many.variance == pytest.approx(one.variance)
+    assert variance(many) == pytest.approx(variance(one))
 
 
-def test_sigma_has_a_floor() -> None:
-    assert Sigma().updated(0.0, 64, 2000).variance == 1e-6
+def test_a_scale_has_a_floor() -> None:
+    perfect = RunningError().updated(0.0, 64, 2000)
+    assert variance(perfect) == 1e-6
+    assert Likelihood.of(LossConfig("l1"), perfect).scale == 1e-3

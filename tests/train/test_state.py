@@ -23,7 +23,7 @@ def test_a_restored_state_is_equal_bit_for_bit_and_goes_on_equally(tmp_path: Pat
     again.restore(read_generation(write_generation(tmp_path, generation)), first_process=True)
     assert state_sha256(again) == state_sha256(state)
     assert (again.position, again.updates, again.elapsed_s) == (48, 3, 12.5)
-    assert (again.sigma, again.loss_scale, again.audit) == (state.sigma, state.loss_scale, state.audit)
+    assert (again.error, again.loss_scale, again.audit) == (state.error, state.loss_scale, state.audit)
     for parameter, other in zip(state.model.parameters(), again.model.parameters(), strict=True):
         one, two = state.optimizer.state[parameter], again.optimizer.state[other]
         assert set(one) == set(two)

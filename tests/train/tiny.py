@@ -9,9 +9,10 @@ import torch
 
 from pipeline.format import ShardSet
 from pipeline.loader import StreamingLoader
+from train.architectures import Architecture
 from train.checkpoint import weights_sha256
 from train.config import Config, from_dict
-from train.models import Architecture, FaceVAE
+from train.models import FaceVAE
 from train.state import TrainState
 from train.update import Update, apply_update
 
@@ -49,9 +50,8 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
 def tiny_model(config: Config, size: int = 32, kind: type[FaceVAE] = FaceVAE) -> FaceVAE:
     """Always the same weights."""
     torch.manual_seed(config.run.seed)
-    assert config.model.latent is not None
-    assert config.model.widths is not None
-    return kind(Architecture(config.model.kind, size, config.model.latent, config.model.widths))
+    model = config.model
+    return kind(Architecture.of(model.kind, size, model.latent, model.widths, model.depth))
 
 
 def tiny_state(
