@@ -269,10 +269,10 @@ def show_result(session: Session, done: bool) -> None:
     folder, state = session.folder, session.state
     if not done:
         return
-    for split, values in session.scores.items():
+    for split, found in session.scores.items():
         session.say(
-            f"{split}: PSNR {values['psnr_db']:.2f} dB, SSIM {values['ssim']:.3f}, rate {values['rate_nats']:.1f} nats, "
-            f"{values['bits_per_dimension']:.3f} bits a dimension, {values['active_units']} latent dimensions in use"
+            f"{split}: PSNR {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}, rate {found['rate_nats']:.1f} nats, "
+            f"{found['bits_per_dimension']:.3f} bits a dimension, {found['active_units']} latent dimensions in use"
         )
     session.say(
         f"done: {state.position:,} images in {duration(session.elapsed_s)}; "
