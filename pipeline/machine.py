@@ -1,11 +1,37 @@
 """The machine: cores that may be used, and memory as a person pays for it, the PSS of a whole process tree."""
 
 import os
+import re
 import threading
 from types import TracebackType
 from typing import Self
 
 import psutil
+
+from pipeline.errors import ConfigError
+
+_UNITS: dict[str, int] = {"": 1, "B": 1} | {
+    f"{prefix}{kind}": base ** (power + 1)
+    for kind, base in (("", 1000), ("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate("KMGT")
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `2GiB`, `500 MB` or `4096`; `ConfigError` for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    unit = next((unit for unit in _UNITS if match and unit.lower() == match[2].lower()), None)
+    if match is None or unit is None or not float(match[1]):
+        raise ConfigError(f"a size must be a number with a unit; got '{text}'. Write 500MB, 2GiB or the like.")
+    return round(float(match[1]) * _UNITS[unit])
+
+
+def show_bytes(count: float) -> str:
+    """A size as a person reads it: `1.5 GiB`."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,.0f} B"
 
 
 def usable_cores() -> int:

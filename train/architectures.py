@@ -51,13 +51,13 @@ class Architecture:
             )
 
 
-def build(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+def build(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     """Encoder [B, 3, H, W] -> [B, 2 * latent], and decoder [B, latent] -> [B, 3, H, W] before the sigmoid."""
     builders = {"conv": _build_conv, "residual": _build_residual, "keras": _build_keras}
     return builders[architecture.kind](architecture)
 
 
-def _build_conv(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+def _build_conv(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     widths = architecture.widths
     bottom = architecture.image_size >> len(widths)
     flat = widths[-1] * bottom * bottom
@@ -72,7 +72,7 @@ def _build_conv(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     return encoder, decoder
 
 
-def _build_residual(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+def _build_residual(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     widths, depth = architecture.widths, architecture.depth
     bottom = architecture.image_size >> len(widths)
     flat = widths[-1] * bottom * bottom
@@ -161,7 +161,7 @@ class _UnflattenLast(nn.Module):
         return values.view(len(values), *self.shape).permute(0, 3, 1, 2)
 
 
-def _build_keras(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+def _build_keras(architecture: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     widths = architecture.widths
     bottom = architecture.image_size >> len(widths)
     flat = widths[-1] * bottom * bottom

@@ -18,6 +18,7 @@ import tomli_w
 import tyro
 
 from pipeline.errors import ConfigError
+from pipeline.machine import parse_bytes
 
 Section = TypeVar("Section")
 
@@ -139,8 +140,8 @@ class TrainConfig:
 
     batch_size: int = 64
     """Images an update, over all processes."""
-    micro_batch: int | None = None
-    """Images a process computes at once; the update is the same. Default: its whole part of the batch."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Images a process computes at once; the update is the same. auto: the most that fits the GPU or the budget."""
     epochs: float = 20.0
     """Length of the run in passes over the training split."""
     total_images: int | None = None
@@ -157,8 +158,10 @@ class TrainConfig:
     """Training images behind the aggregate posterior of an epoch's grid; the final one uses up to ten times more."""
 
     def __post_init__(self) -> None:
+        _check(self.micro_batch == "auto" or self.micro_batch > 0, "train.micro_batch",
+               "be a positive number or auto", self.micro_batch)  # fmt: skip
         _check_positive(
-            "train", self, "batch_size", "micro_batch", "epochs", "total_images", "ema_halflife_images", "threads",
+            "train", self, "batch_size", "epochs", "total_images", "ema_halflife_images", "threads",
             "log_every_updates", "prior_images",
         )  # fmt: skip
 
@@ -177,6 +180,31 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What a process may use; sizes such as 2GiB."""
+
+    gpu: str | None = None
+    """GPU memory, CUDA's own included. Default: all of it."""
+    ram: str | None = None
+    """RAM, of the trainer and what it starts. Default: no limit, and little is used."""
+
+    def __post_init__(self) -> None:
+        for value in (self.gpu, self.ram):
+            if value is not None:
+                parse_bytes(value)
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """`gpu` in bytes."""
+        return None if self.gpu is None else parse_bytes(self.gpu)
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """`ram` in bytes."""
+        return None if self.ram is None else parse_bytes(self.ram)
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a face VAE on a shard set; the same command goes on where a run was interrupted."""
 
@@ -187,6 +215,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     debug: bool = False
     """Show tracebacks of errors."""
 
@@ -210,7 +239,7 @@ IDENTITY = ("run.seed", "data.window", "data.lanes", "data.flip", "model.*", "lo
 """Values that make a run this run: another value is refused on resume. So is another shard set."""
 SCHEDULE = ("train.batch_size", "train.epochs", "train.total_images", "train.ema_halflife_images", "optim.*")
 """Values that may change on resume; the change is recorded and exactness holds from there."""
-REUSED = ("data.window", "data.lanes", "data.threads", "train.micro_batch", "train.threads", "model.latent",
+REUSED = ("data.window", "data.lanes", "data.threads", "train.threads", "model.latent",
           "model.widths", "model.depth")  # fmt: skip
 """Values that, where None, are taken from the run that is resumed."""
 
@@ -299,8 +328,12 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type `hint`: whole numbers pass as floats, lists as tuples, nothing else changes its type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        hint = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _convert(hint, value, name)
+        if value is None:
+            return None
+        # A word is one of those that the type lists, and everything else is of its other type.
+        hints = [argument for argument in arguments if argument is not types.NoneType]
+        words = [argument for argument in hints if typing.get_origin(argument) is Literal]
+        return _convert(words[0] if words and isinstance(value, str) else hints[0], value, name)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, arguments))}; got {value!r}. Choose one.")

@@ -13,6 +13,7 @@ from rich.console import Console
 from pipeline import ShardSet, StreamingLoader
 from pipeline.files import atomic_writer
 from pipeline.machine import PeakMemory
+from train.budget import Plan
 from train.checkpoint import BackgroundWriter, weights_sha256
 from train.config import Config
 from train.display import Display, Status, duration
@@ -99,6 +100,8 @@ class Session:
     epoch_samples: int
     facts: dict[str, Any]
     """Constants of the run, saved with every generation."""
+    plan: Plan
+    """What the run was expected to need."""
     console: Console
     stop: StopRequest
     memory: PeakMemory
@@ -153,6 +156,7 @@ def train(session: Session) -> int:
         window=config.data.window,
         lanes=config.data.lanes,
         flip=config.data.flip,
+        ram_bytes=session.plan.loader_bytes,
     )
     with loader, display, writer:
         while state.position < session.total_images and not requests & (STOP | TIME_UP):
@@ -228,6 +232,7 @@ def summarise(session: Session, *, finished: bool) -> dict[str, Any]:
         "weights_sha256": weights_sha256(tensors),
         "images_per_s": meters.total_images / seconds,
         "data_wait_share": meters.total_waited_s / seconds,
+        "planned_bytes": session.plan.bytes(state.micro_batch),
         "peak_pss_bytes": session.memory.peak,
         "peak_gpu_bytes": gpu_bytes(),
         "wall_s": time.monotonic() - session.started,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from train.architectures import Architecture, build
 
@@ -26,6 +27,8 @@ class FaceVAE(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.recompute = False
+        """Whether the activations inside a segment are computed again in the backward pass instead of kept."""
         self.encoder, self.decoder = build(architecture)
 
     @property
@@ -40,22 +43,47 @@ class FaceVAE(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, Z], float32, of the posterior of `images` [B, 3, H, W] in [0, 1]."""
-        mean, logvar = self.encoder(images).float().chunk(2, dim=1)
+        mean, logvar = self._run(self.encoder, images).float().chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1], float32, of `latents` [B, Z]."""
-        images: Tensor = self.decoder(latents)
-        return torch.sigmoid(images.float())
+        return torch.sigmoid(self._run(self.decoder, latents).float())
 
     def forward(self, images: Tensor, noise: Tensor) -> Output:
         """Encode, take the sample mean + std * `noise` [B, Z] (Kingma and Welling 2013, section 2.4), decode."""
         mean, logvar = self.encode(images)
         return Output(self.decode(mean + torch.exp(0.5 * logvar) * noise), mean, logvar)
 
+    @property
+    def can_recompute(self) -> bool:
+        """Whether computing layers twice changes nothing: BatchNorm would count each batch twice."""
+        return not any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules())
+
+    def _run(self, layers: nn.Sequential, values: Tensor) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            result: Tensor = layers(values)
+            return result
+        for segment in segments(layers):
+            values = checkpoint(segment, values, use_reentrant=False)
+        return values
+
     def describe(self) -> dict[str, object]:
         """The architecture as JSON values."""
         return asdict(self.architecture)
+
+
+def segments(layers: nn.Sequential) -> list[nn.Sequential]:
+    """The layers in runs that each begin where the size of the images changes."""
+    runs: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        resizes = isinstance(layer, nn.Upsample) or (
+            isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.stride != (1, 1)
+        )
+        if resizes and runs[-1]:
+            runs.append([])
+        runs[-1].append(layer)
+    return [nn.Sequential(*run) for run in runs]
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -30,13 +30,14 @@ from pipeline.errors import (
     UserError,
     report_error,
 )
-from pipeline.machine import PeakMemory, usable_cores
+from pipeline.machine import PeakMemory, show_bytes, tree_pss, usable_cores
 from pipeline.order import Order
 from train.architectures import Architecture
+from train.budget import make_plan
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
 from train.display import duration
-from train.loop import TIME_UP, Session, finish, summarise, train
+from train.loop import TIME_UP, Session, finish, gpu_bytes, summarise, train
 from train.models import FaceVAE, parameter_count
 from train.pretrained import CONFIG_FILE
 from train.process import StopRequest, follow_launcher, make_accelerator, set_threads
@@ -147,7 +148,6 @@ def prepare(
     memory: PeakMemory,
 ) -> tuple[Session, list[str]]:
     """Resolve the config, and build or restore the state; returns also what changed since the run was interrupted."""
-    asked_micro_batch = config.train.micro_batch
     earlier = None if generation is None else from_dict(generation.state["config"], "the checkpoint")
     if earlier is not None:
         config = reuse(config, earlier)
@@ -156,14 +156,17 @@ def prepare(
 
     config = with_values(config, {"train.threads": set_threads(config, accelerator.num_processes)})
     set_seed(config.run.seed)
-    model, micro_batch = config.model, config.train.micro_batch
-    assert micro_batch is not None, "resolved above"
+    model, local = config.model, config.train.batch_size // accelerator.num_processes
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
-    state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, micro_batch)
+    base_bytes = tree_pss()
+    state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, local)
     if generation is not None:
         state.restore(generation, first_process=accelerator.is_main_process)
-        if asked_micro_batch is None:
-            state.micro_batch = min(state.micro_batch, generation.state["micro_batch"])
+    plan = make_plan(state, config, accelerator, local, base_bytes)
+    state.micro_batch = plan.fit.micro_batch
+    state.model.recompute = plan.fit.recompute
+    if generation is not None and config.train.micro_batch == "auto":
+        state.micro_batch = min(state.micro_batch, generation.state["micro_batch"])
     facts = {
         "config": {key: value for key, value in asdict(config).items() if isinstance(value, dict)},
         "shardset": shards.fingerprint,
@@ -179,6 +182,7 @@ def prepare(
         total_images,
         shards.split("train").total,
         facts,
+        plan,
         console,
         stop,
         memory,
@@ -194,7 +198,6 @@ def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, i
     split = shards.split("train")
     order = Order(split.samples, window=config.data.window, lanes=config.data.lanes)
     length = config.train.total_images or math.ceil(config.train.epochs * split.total)
-    local = batch // processes
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     values = {
         "data.window": order.window,
@@ -203,7 +206,6 @@ def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, i
         "model.latent": architecture.latent,
         "model.widths": architecture.widths,
         "model.depth": architecture.depth,
-        "train.micro_batch": min(config.train.micro_batch or local, local),
     }
     return with_values(config, values), -(-length // batch) * batch
 
@@ -249,8 +251,14 @@ def record_start(session: Session, saved_by: str | None, rescheduled: list[str])
     say(
         f"{session.epoch_samples:,} training images from {session.shards.folder}; batch {batch} = "
         f"{session.accelerator.num_processes} processes x {-(-local // state.micro_batch)} micro-batches of "
-        f"{state.micro_batch}; {(session.total_images - state.position) // batch:,} updates to go; "
-        f"results in {folder.path}"
+        f"{state.micro_batch}; results in {folder.path}"
+    )
+    for line in session.plan.lines(state.micro_batch):
+        say(line)
+    left = session.total_images - state.position
+    say(
+        f"to go: {left:,} images, {left // batch:,} updates, about "
+        f"{duration(left * session.plan.seconds_per_image / session.accelerator.num_processes)}"
     )
 
 
@@ -274,6 +282,11 @@ def show_result(session: Session, done: bool) -> None:
             f"{split}: PSNR {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}, rate {found['rate_nats']:.1f} nats, "
             f"{found['bits_per_dimension']:.3f} bits a dimension, {found['active_units']} latent dimensions in use"
         )
+    session.say(
+        f"memory: peak {show_bytes(session.memory.peak)} of RAM"
+        + (f", {show_bytes(gpu_bytes())} of the GPU" if gpu_bytes() else "")
+        + f"; expected were {show_bytes(session.plan.bytes(state.micro_batch))}{' of the GPU' * session.plan.on_gpu}"
+    )
     session.say(
         f"done: {state.position:,} images in {duration(session.elapsed_s)}; "
         f"model in {folder.final}, pictures in {folder.grids}"

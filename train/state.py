@@ -70,6 +70,10 @@ class TrainState:
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=0.0, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
+        for parameter in model.parameters():
+            # As the first step would make them; made now, a later lack of memory cannot come in mid-update.
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         return cls(model, ema, optimizer, micro_batch=micro_batch)
 
     def count_samples(self, positions: NDArray[np.int64], digests: NDArray[np.uint64], epoch_samples: int) -> None:

@@ -4,9 +4,13 @@ import sys
 import threading
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import machine
-from pipeline.machine import PeakMemory, tree_pss
+from pipeline.errors import ConfigError
+from pipeline.machine import PeakMemory, parse_bytes, show_bytes, tree_pss
 
 MIB = 1 << 20
 
@@ -59,3 +63,22 @@ def test_the_thread_looks_by_itself_and_ends(monkeypatch):
 def test_another_process_is_watched_until_it_ends():
     with PeakMemory(interval_s=3600, pid=os.getppid()) as peak:
         assert peak.sample() > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GiB", 2 << 30), ("1.5 gib", 3 << 29), ("500MB", 500_000_000), ("4096", 4096), ("1k", 1000), ("3T", 3 * 10**12)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2GiBs", "two", "0", "1e9", "2 X"])
+def test_what_is_no_size_is_an_error_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="Write 500MB, 2GiB or the like"):
+        parse_bytes(text)
+
+
+@given(st.integers(1, 1 << 45))
+def test_a_shown_size_is_read_back_within_its_digits(count: int) -> None:
+    assert parse_bytes(show_bytes(count).replace(",", "")) == pytest.approx(count, rel=0.06)

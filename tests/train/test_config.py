@@ -59,6 +59,9 @@ def test_every_shipped_config_loads(path: Path) -> None:
         ("[run]\nseed = 4294967296", "run.seed must lie in"),
         ("[run]\nmax_minutes = 0", "run.max_minutes must be positive"),
         ("[checkpoint]\nkeep = 0", "checkpoint.keep must be a positive number"),
+        ("[train]\nmicro_batch = 0", "train.micro_batch must be a positive number or auto; got 0"),
+        ('[train]\nmicro_batch = "al"', "train.micro_batch .* must be one of 'auto'; got 'al'"),
+        ('[budget]\ngpu = "much"', "a size must be a number with a unit; got 'much'"),
         ("[loss]\nmse_weight = 0", "loss.mse_weight must be a positive number"),
     ],
 )
@@ -171,7 +174,7 @@ def test_what_differs_on_resume_is_identity_schedule_or_free() -> None:
 
 
 def test_resolved_values_are_used_again_unless_given() -> None:
-    earlier = with_values(Config(), {"data.window": 3, "train.micro_batch": 8, "train.threads": 5, "run.name": "old"})
+    earlier = with_values(Config(), {"data.window": 3, "data.lanes": 8, "train.threads": 5, "run.name": "old"})
     again = reuse(with_values(Config(), {"train.threads": 2}), earlier)
-    assert (again.data.window, again.train.micro_batch, again.train.threads) == (3, 8, 2)
+    assert (again.data.window, again.data.lanes, again.train.threads) == (3, 8, 2)
     assert again.run.name is None

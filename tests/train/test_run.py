@@ -124,7 +124,7 @@ def test_a_run_leaves_its_folder_with_everything_in_it(finished: Run) -> None:
     assert summary["peak_pss_bytes"] > 10**7
     assert 0 <= summary["data_wait_share"] < 1
     assert summary["scores"]["val"]["images"] == 12
-    assert {"images_per_s", "peak_gpu_bytes", "wall_s", "total_wall_s"} <= set(summary)
+    assert {"images_per_s", "peak_gpu_bytes", "planned_bytes", "wall_s", "total_wall_s"} <= set(summary)
     assert finished.events == ["start", "saved", "saved", "saved", "finished"]
     records = finished.folder.read_metrics()
     assert [record["position"] for record in records if "loss" in record] == [16, 32, 48, 64, 80, 96]
@@ -133,7 +133,7 @@ def test_a_run_leaves_its_folder_with_everything_in_it(finished: Run) -> None:
 
 def test_the_saved_config_is_resolved_and_loads(finished: Run) -> None:
     config = train.config.load_config(finished.folder.config_file)
-    assert (config.data.window, config.data.lanes, config.train.micro_batch) == (64, 1, 16)
+    assert (config.data.window, config.data.lanes, config.train.micro_batch) == (64, 1, "auto")
     assert config.model.latent == 4
 
 

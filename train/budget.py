@@ -1,0 +1,281 @@
+"""What a run will need, before it starts: memory, the micro-batch that follows from it, and time.
+
+    weights + gradients + optimizer + average        known from the model
+    activations of an image x micro-batch            counted from the shapes of what autograd keeps for one image
+    decoded batches                                  the loader's
+
+On a GPU the count only says where to begin: a micro-batch is taken when a trial of it ran. On the CPU it decides.
+"""
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.loader import RAM_BYTES
+from pipeline.machine import show_bytes
+from train.config import Config
+from train.models import FaceVAE, segments
+from train.objectives import Likelihood, objective
+from train.state import TrainState
+
+_TIMED_ON_CPU = 8
+"""Images that the time of a pass is measured on."""
+
+_HALF = 0.6
+"""Activations in 16 bits over those in 32: norms and the loss keep 32."""
+_PASSING = 1.5
+"""Memory of a backward pass over what autograd keeps for it: gradients of activations and the kernels' own buffers.
+Measured on the CPU by `benchmarks/budget.py`."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one process needs."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    """Of one image."""
+    activations_recomputed: int
+    """Of one image, if segments of the model are computed again in the backward pass; 0 where that cannot be."""
+
+    @property
+    def state(self) -> int:
+        """What does not depend on the micro-batch."""
+        return self.weights + self.gradients + self.optimizer + self.average
+
+    def total(self, micro_batch: int, *, recompute: bool) -> int:
+        """The peak of an update."""
+        each = self.activations_recomputed if recompute else self.activations
+        return self.state + round(_PASSING * each * micro_batch)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was chosen."""
+
+    micro_batch: int
+    recompute: bool
+    """Whether activations are computed again in the backward pass instead of kept."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen for a process, and what it is expected to take."""
+
+    need: Need
+    fit: Fit
+    base_bytes: int
+    """In use before the model: the interpreter and its libraries, or CUDA's own memory."""
+    limit_bytes: int | None
+    loader_bytes: int
+    """For decoded batches."""
+    seconds_per_image: float
+    """Of a forward and a backward pass."""
+    on_gpu: bool
+
+    def bytes(self, micro_batch: int) -> int:
+        """The peak that is expected, of GPU memory or, without a GPU, of RAM."""
+        loader = 0 if self.on_gpu else self.loader_bytes
+        return self.base_bytes + loader + self.need.total(micro_batch, recompute=self.fit.recompute)
+
+    def lines(self, micro_batch: int) -> list[str]:
+        """For a person."""
+        need, each = self.need, self.need.activations_recomputed if self.fit.recompute else self.need.activations
+        limit = f" of {show_bytes(self.limit_bytes)}" if self.limit_bytes else ""
+        return [
+            f"memory: weights {show_bytes(need.weights)}, gradients {show_bytes(need.gradients)}, "
+            f"optimizer {show_bytes(need.optimizer)}, average {show_bytes(need.average)}, "
+            f"activations {show_bytes(each)} an image{' (recomputed)' if self.fit.recompute else ''}, "
+            f"decoded batches {show_bytes(self.loader_bytes)}",
+            f"memory: about {show_bytes(self.bytes(micro_batch))}{limit} expected"
+            f"{' on the GPU' if self.on_gpu else ''} at micro-batches of {micro_batch}",
+        ]
+
+
+def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch: int, base_bytes: int) -> Plan:
+    """Choose for this process's part of a batch, `batch` images; all processes choose alike.
+
+    `base_bytes` is the RAM in use before `state` was made.
+
+    Raises `ConfigError` where the budget cannot hold the model and one image.
+    """
+    on_gpu = accelerator.device.type == "cuda"
+    need = estimate(state.model, half=accelerator.mixed_precision != "no")
+    limit, loader_bytes = config.budget.ram_bytes, RAM_BYTES
+    if limit is not None:
+        loader_bytes = min(loader_bytes, limit // 16)
+    if on_gpu:
+        base_bytes, limit = _limit_gpu(config.budget.gpu_bytes, accelerator.device)
+    trial = functools.partial(_runs, state, config, accelerator) if on_gpu else None
+    if config.train.micro_batch == "auto":
+        fit = choose(need, batch, limit, base_bytes + (0 if on_gpu else loader_bytes), trial)
+    else:
+        fit = Fit(min(config.train.micro_batch, batch), recompute=False)
+    fit = _smallest_of_all(fit, accelerator)
+    seconds = _seconds_per_image(state, config, accelerator, fit)
+    return Plan(need, fit, base_bytes, limit, loader_bytes, seconds, on_gpu)
+
+
+def _limit_gpu(limit: int | None, device: torch.device) -> tuple[int, int]:
+    """What CUDA itself takes, and the most that may be used in all; the allocator is told to keep to it."""
+    free, total = torch.cuda.mem_get_info(device)
+    # What others use on the same GPU cannot be told apart; a context is never as large as this.
+    context = min(total - free - torch.cuda.memory_reserved(device), 1 << 30)
+    limit = min(limit or total, total)
+    if limit <= context:
+        raise ConfigError(
+            f"budget.gpu must be more than CUDA's own {show_bytes(context)}; got {show_bytes(limit)}. Raise it."
+        )
+    torch.cuda.set_per_process_memory_fraction((limit - context) / total, device)
+    return context, limit
+
+
+def _runs(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> bool:
+    """Whether gradients of one micro-batch can be computed; nothing of the state changes."""
+    try:
+        _try(state, config, accelerator, fit)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        state.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+    return True
+
+
+def _seconds_per_image(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> float:
+    """Time of a forward and a backward pass, measured on a few images after a first try."""
+    few = fit if accelerator.device.type == "cuda" else Fit(min(fit.micro_batch, _TIMED_ON_CPU), fit.recompute)
+    for _ in range(2):
+        began = time.perf_counter()
+        if not _runs(state, config, accelerator, few):
+            return 0.0  # The first update will find out, and make its micro-batches smaller.
+        seconds = time.perf_counter() - began
+    return seconds / few.micro_batch
+
+
+def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> None:
+    model, device, size = state.model.train(), accelerator.device, state.model.architecture.image_size
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    images = torch.zeros(fit.micro_batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    noise = torch.zeros(fit.micro_batch, model.latent, device=device)
+    before, model.recompute = model.recompute, fit.recompute
+    try:
+        with accelerator.autocast():
+            output = model(images, noise)
+        terms = objective(config.loss, output, images, Likelihood.of(config.loss, state.error))
+        terms.loss.sum().backward()  # type: ignore[no-untyped-call]
+        float(terms.loss.detach().sum())
+    finally:
+        model.recompute = before
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+
+
+def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:
+    if accelerator.num_processes == 1:
+        return fit
+    votes = torch.tensor([fit.micro_batch, -int(fit.recompute)], device=accelerator.device)
+    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
+    micro_batch, recompute = votes.tolist()
+    return Fit(micro_batch, bool(recompute))
+
+
+def estimate(model: FaceVAE, *, half: bool) -> Need:
+    """Count for `model`, from shapes alone; `half` is whether activations are kept in 16 bits."""
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    kept, recomputed = _kept_bytes(copy.deepcopy(model).to("meta").train())
+    factor = _HALF if half else 1.0
+    return Need(
+        weights=parameters + buffers,
+        gradients=parameters,
+        optimizer=2 * parameters,
+        average=parameters + buffers,
+        activations=round(factor * kept),
+        activations_recomputed=round(factor * recomputed) if model.can_recompute else 0,
+    )
+
+
+def choose(
+    need: Need, batch: int, limit_bytes: int | None, base_bytes: int, trial: Callable[[Fit], bool] | None = None
+) -> Fit:
+    """The largest divisor of `batch`, a process's part of a batch, that fits.
+
+    Activations are recomputed only where not even one image fits without.
+
+    Args:
+        need: of the model.
+        batch: images a process contributes to an update.
+        limit_bytes: memory that may be used; None: whatever there is.
+        base_bytes: memory in use before anything of `need`.
+        trial: whether an update at this size runs; called from the largest candidate down. Without it, the count
+            decides.
+
+    Raises `ConfigError` where nothing fits.
+    """
+    for recompute in (False, True) if need.activations_recomputed else (False,):
+        for micro_batch in divisors(batch):
+            fit = Fit(micro_batch, recompute)
+            counted = base_bytes + need.total(micro_batch, recompute=recompute)
+            if trial is None:
+                if limit_bytes is None or counted <= limit_bytes:
+                    return fit
+            # A count that is far beyond the limit spares a trial.
+            elif (limit_bytes is None or counted <= 2 * limit_bytes) and trial(fit):
+                return fit
+    least = base_bytes + need.total(1, recompute=need.activations_recomputed > 0)
+    raise ConfigError(
+        f"the budget must hold the model and one image, about {show_bytes(least)}; "
+        f"got {show_bytes(limit_bytes) if limit_bytes else 'less free memory'}. "
+        "Raise it, or choose smaller --model.widths."
+    )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, the largest first."""
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)}, reverse=True)
+
+
+def _kept_bytes(model: FaceVAE) -> tuple[int, int]:
+    """Bytes that autograd keeps for the backward pass of one image: of everything, or with `recompute`.
+
+    With it, what stays are the values between segments, and at any moment what one segment keeps.
+    """
+    size, latent = model.architecture.image_size, model.latent
+    images, noise = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, latent, device="meta")
+    compared = 2 * images.nbytes  # The loss keeps the answer and its difference from the image.
+    whole, _ = _kept_by(lambda: model(images, noise).images, model)
+    between, most = 0, 0
+    for layers, values in ((model.encoder, images), (model.decoder, noise)):
+        for segment in segments(layers):
+            into = values.detach().requires_grad_()
+            inside, values = _kept_by(functools.partial(segment, into), model)
+            between, most = between + values.nbytes, max(most, inside)
+    return whole + compared, between + most + compared
+
+
+def _kept_by(call: Callable[[], Tensor], model: FaceVAE) -> tuple[int, Tensor]:
+    """Bytes of what autograd saves in `call`, each storage once and none of the model's own; and its result."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def save(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        result = call()
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own), result
