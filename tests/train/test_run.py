@@ -234,10 +234,11 @@ def test_another_schedule_is_told_and_recorded(copy: Run, finished: Run, capsys:
     ]
 
 
-def test_the_micro_batch_is_used_again_unless_given(copy: Run) -> None:
+def test_the_micro_batch_is_used_again_unless_given(copy: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert copy("--train.micro-batch", "5", "--train.total-images", "64") == 0
+    capsys.readouterr()
     assert copy("--train.total-images", "80") == 0
-    assert train.config.load_config(copy.folder.config_file).train.micro_batch == 5
+    assert "4 micro-batches of 5" in capsys.readouterr().out
 
 
 def test_a_micro_batch_that_memory_made_smaller_is_used_again_unless_given(
