@@ -6,8 +6,10 @@ p mod L, so that a batch mixes all lanes and a process that takes every R-th pos
 own lanes' shards. Every epoch is a bijection between its N positions and the N samples.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +33,32 @@ def default_lanes(shards: int) -> int:
 def default_window(lanes: int) -> int:
     """Shards a window, so that all lanes together mix `OPEN_SHARDS`; a set that fits one gets a full shuffle."""
     return max(1, OPEN_SHARDS // lanes)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of one lane in one epoch."""
+
+    epoch: int
+    lane: int
+    number: int
+    """Counted from 0 in each lane and epoch."""
+    stop: int
+    """The lane's first position behind this window, where its next window begins."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The shards behind some consecutive positions, and behind those that come next."""
+
+    now: list[int]
+    """Numbers of the shards in all windows that the positions touch, in the order in which windows begin."""
+    soon: list[int]
+    """Numbers of the shards in the windows that follow, nearest first, without those of `now`."""
+    low: int
+    """The answer holds for positions that begin below `low` ..."""
+    high: int
+    """... and end at or below `high`."""
 
 
 class Order:
@@ -72,6 +100,49 @@ class Order:
             shards[chosen] = epoch.shards[place]
             rows[chosen] = line - epoch.starts[place]
         return shards, rows
+
+    def lanes_of(self, rank: int, world_size: int) -> range:
+        """The lanes from which a process that takes the positions p with p % world_size == rank reads."""
+        step = math.gcd(self.lanes, world_size)
+        return range(rank % step, self.lanes, step)
+
+    def window_at(self, position: int, lane: int) -> Window:
+        """The window of `lane` that holds its first position at or behind `position`."""
+        first = position + (lane - position) % self.lanes
+        epoch = self._epoch(first // self.total)
+        place = (first - epoch.number * self.total - (lane - epoch.phase) % self.lanes) // self.lanes
+        cuts = epoch.cuts[lane]
+        number = int(np.searchsorted(cuts, place, side="right")) - 1
+        return Window(epoch.number, lane, number, first + (int(cuts[number + 1]) - place) * self.lanes)
+
+    def window_shards(self, window: Window) -> NDArray[np.int64]:
+        """Numbers of the shards in a window, in the order of the epoch's line."""
+        epoch = self._epoch(window.epoch)
+        begin, end = epoch.lane_starts[window.lane] + epoch.cuts[window.lane][window.number : window.number + 2]
+        first = np.searchsorted(epoch.starts, begin, side="right") - 1
+        return epoch.shards[first : np.searchsorted(epoch.starts, end, side="left")]
+
+    def needed(self, begin: int, end: int, lanes: Iterable[int]) -> Needed:
+        """The shards that the positions [begin, end) touch in `lanes`, and those of the next window of each lane."""
+        touched, following = [], []
+        low, high = math.inf, math.inf
+        for lane in lanes:
+            window = self.window_at(begin, lane)
+            low = min(low, window.stop - self.lanes + 1)
+            touched.append((begin, window))
+            while window.stop < end:
+                start, window = window.stop, self.window_at(window.stop, lane)
+                touched.append((start, window))
+            high = min(high, window.stop)
+            following.append((window.stop, self.window_at(window.stop, lane)))
+        now = self._shards_in_turn(touched)
+        soon = self._shards_in_turn(following)
+        return Needed(list(now), [number for number in soon if number not in now], int(low), int(high))
+
+    def _shards_in_turn(self, windows: list[tuple[int, Window]]) -> dict[int, None]:
+        """The shards of windows that begin at these positions, the earliest first, each once."""
+        in_turn = sorted(windows, key=lambda pair: pair[0])
+        return dict.fromkeys(number for _, window in in_turn for number in self.window_shards(window).tolist())
 
     def _lines(self, epoch: "_Epoch", index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Places in the epoch's line of N rows for `index`, places in the epoch's order."""

@@ -185,3 +185,70 @@ def test_a_billion_samples_are_sought_with_few_windows_in_memory(monkeypatch):
 def test_settings_that_mean_nothing_are_refused(samples, settings, message):
     with pytest.raises(ConfigError, match=message):
         Order(np.array(samples, np.int64), **settings)
+
+
+# Which shards a reader needs
+
+
+def walk(order: Order, lanes: range, start: int, stop: int, step: int):
+    """`needed` of every batch of `step` positions, asked for only where the answer before does not hold any more."""
+    needed = None
+    for begin in range(start, stop, step):
+        end = min(stop, begin + step)
+        if needed is None or begin >= needed.low or end > needed.high:
+            needed = order.needed(begin, end, lanes)
+        yield begin, end, needed
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders, st.integers(0, 200), st.integers(1, 40), st.integers(1, 6), st.data())
+def test_the_shards_that_positions_touch_are_known_before_they_are_located(order, start, step, world_size, data):
+    rank = data.draw(st.integers(0, world_size - 1))
+    lanes = order.lanes_of(rank, world_size)
+    for begin, end, needed in walk(order, lanes, start, start + 3 * order.total, step):
+        own = [position for position in range(begin, end) if position % world_size == rank]
+        assert {position % order.lanes for position in own} <= set(lanes)
+        assert {shard for shard, _ in pairs(order, own)} <= set(needed.now)
+        assert not set(needed.now) & set(needed.soon)
+        assert len(set(needed.now)) == len(needed.now)
+        assert needed == order.needed(begin, end, lanes) or (needed.low, needed.high) != (begin, end)
+        fresh = order.needed(begin, end, lanes)
+        assert (set(fresh.now), set(fresh.soon)) == (set(needed.now), set(needed.soon))
+
+
+@settings(max_examples=100, deadline=None)
+@given(orders, st.integers(0, 200))
+def test_windows_follow_each_other_and_hold_the_shards_of_their_positions(order, start):
+    for lane in range(order.lanes):
+        position = start
+        while position < start + 2 * order.total:
+            window = order.window_at(position, lane)
+            inside = [p for p in range(position, window.stop) if p % order.lanes == lane]
+            assert inside, "a window holds the position it was asked for"
+            assert {shard for shard, _ in pairs(order, inside)} <= set(order.window_shards(window).tolist())
+            assert len(order.window_shards(window)) <= order.window
+            assert order.window_at(inside[-1], lane) == window
+            position = window.stop
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=8, max_size=60),
+    st.sampled_from([1, 2, 4, 6, 8]),
+    st.integers(1, 5),
+    st.integers(0, 20),
+)
+def test_nodes_that_divide_the_lanes_fetch_the_set_about_once_an_epoch(counts, lanes, window, epoch):
+    order = Order(np.array(counts), seed=1, window=window, lanes=lanes)
+    start, stop = epoch * order.total, (epoch + 1) * order.total
+    for nodes in (count for count in range(1, lanes + 1) if lanes % count == 0):
+        fetched = 0
+        for node in range(nodes):
+            held: set[int] = set()
+            # A node holds the shards of its lanes' windows and drops them when it leaves the windows.
+            for begin in range(start, stop):
+                windows = [order.window_at(begin, lane) for lane in order.lanes_of(node, nodes)]
+                now = {number for one in windows if one.epoch == epoch for number in order.window_shards(one).tolist()}
+                fetched += len(now - held)
+                held = now
+        assert len(counts) <= fetched <= len(counts) * (1 + lanes / len(counts))
