@@ -7,12 +7,16 @@
 Every protocol of fsspec works that has its package installed; credentials are looked up by that package.
 """
 
+import concurrent.futures
+import errno
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import LeanstreamError, TransportError, UserError
@@ -24,6 +28,8 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 4 << 20
 """Bytes read at once: enough to forget the cost of a request, few enough to keep some in memory."""
+_LOOK_S = 0.1
+"""Time between looks at whether to stop."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _EXTRA = {"gcs": "gcs", "gs": "gcs"} | dict.fromkeys(("hf", "http", "https", "s3", "s3a"), "remote")
 """The extra that installs a protocol's package."""
@@ -157,47 +163,138 @@ def retrying(
         pause = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (failures - 1)) * random.uniform(0.5, 1)
         if failures >= patience.attempts or time.monotonic() - began + pause > patience.deadline_s:
             raise TransportError(
-                f"{what} must be had within {patience.attempts} attempts and {patience.deadline_s:g} s; "
+                f"{what} must be available within {patience.attempts} attempts and {patience.deadline_s:g} s; "
                 f"got {describe(cause)} at attempt {total}. Check the network and the server, then run it again."
             ) from cause
         del cause  # Its traceback would keep the attempt's buffers alive during the wait.
         wait(pause)
 
 
-def read_bytes(url: str, patience: Patience = DEFAULT_PATIENCE) -> bytes:
-    """The whole content of a small remote file, retried; raises as `retrying` does."""
-    found, path = filesystem(url, patience)
-    return retrying(lambda: bytes(found.cat_file(path)), url, patience=patience)
+def read_bytes(
+    location: str, *, what: str = "", patience: Patience = DEFAULT_PATIENCE, stopped: threading.Event | None = None
+) -> bytes:
+    """The whole content of a small file, behind a URL or a path; retried, and raises as `retrying` does."""
+
+    def attempt() -> bytes:
+        if not is_url(location):
+            return Path(location).read_bytes()
+        found, path = filesystem(location, patience)
+        if not found.async_impl:
+            return bytes(found.cat_file(path))
+        return bytes(_run(found, found._cat_file(path), patience, stopped))
+
+    return retrying(attempt, what or location, patience=patience, wait=waiting(stopped))
 
 
-def read_chunks(url: str, start: int, patience: Patience = DEFAULT_PATIENCE) -> Iterator[bytes]:
-    """One attempt to read a remote file from byte `start` to its end, in chunks of at most `CHUNK_BYTES`.
+def read_chunks(
+    location: str,
+    start: int,
+    stop: int,
+    *,
+    patience: Patience = DEFAULT_PATIENCE,
+    stopped: threading.Event | None = None,
+) -> Iterator[bytes]:
+    """One attempt to read the bytes [start, stop) of a file, behind a URL or a path, by chunks of `CHUNK_BYTES`.
 
-    Not retried: whoever reads goes on from what is there.
+    It ends early where the file does. Not retried: whoever reads goes on from what is there. `stopped` ends it with
+    `StoppedError`, at once where the file system is asynchronous (http, s3, gs), else at the next chunk.
     """
-    found, path = filesystem(url, patience)
-    if url.partition("://")[0] in ("http", "https"):
-        yield from _http_chunks(found, path, start)
+    if not is_url(location):
+        with open(location, "rb") as file:
+            yield from _file_chunks(file, start, stop, stopped)
         return
-    with found.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none") as file:
-        if start:
-            file.seek(start)
-        while chunk := file.read(CHUNK_BYTES):
-            yield bytes(chunk)
+    found, path = filesystem(location, patience)
+    if location.startswith(("http://", "https://")):
+        yield from _http_chunks(found, path, start, stop, patience, stopped)
+    elif found.async_impl:
+        for begin in range(start, stop, CHUNK_BYTES):
+            end = min(stop, begin + CHUNK_BYTES)
+            try:
+                chunk = bytes(_run(found, found._cat_file(path, start=begin, end=end), patience, stopped))
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # The range lies behind the end.
+                    return
+                raise
+            yield chunk
+            if begin + len(chunk) < end:
+                return
+    else:
+        with found.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none") as file:
+            yield from _file_chunks(file, start, stop, stopped)
 
 
-def _http_chunks(found: Any, path: str, start: int) -> Iterator[bytes]:
-    """One request and no more: the body is read as it comes, from its middle where the server can do that."""
-    headers = {**found.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+class StoppedError(Exception):
+    """Somebody asked for an end while a file was being read."""
+
+
+def waiting(stopped: threading.Event | None) -> Callable[[float], None]:
+    """A function that waits some seconds, and raises `StoppedError` as soon as the event is set."""
+
+    def wait(seconds: float) -> None:
+        if stopped is None:
+            time.sleep(seconds)
+        elif stopped.wait(seconds):
+            raise StoppedError
+
+    return wait
+
+
+def _file_chunks(file: Any, start: int, stop: int, stopped: threading.Event | None) -> Iterator[bytes]:
+    if start:
+        file.seek(start)
+    while start < stop and (chunk := bytes(file.read(min(CHUNK_BYTES, stop - start)))):
+        yield chunk
+        start += len(chunk)
+        waiting(stopped)(0)
+
+
+def _http_chunks(
+    found: Any, path: str, start: int, stop: int, patience: Patience, stopped: threading.Event | None
+) -> Iterator[bytes]:
+    """One request: the body is read as it comes, from its middle where the server can do that."""
+    options = dict(found.kwargs)
+    headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    # `size` only spares the question for the size; a block size of 0 asks for a stream.
-    with found.open(path, "rb", block_size=0, size=1, headers=headers) as file:
-        skip = 0 if file.r.status == 206 else start
-        while chunk := file.read(CHUNK_BYTES):
-            if len(chunk) > skip:
-                yield chunk[skip:]
-            skip = max(0, skip - len(chunk))
+
+    async def ask() -> Any:
+        session = await found.set_session()
+        return await session.get(found.encode_url(path), headers=headers, **options)
+
+    async def fill(size: int) -> bytes:
+        parts: list[bytes] = []
+        while size and (part := await response.content.read(size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    response = _run(found, ask(), patience, stopped)
+    try:
+        if response.status == 404:
+            raise FileNotFoundError(path)
+        if response.status == 416:  # The range lies behind the end.
+            return
+        response.raise_for_status()
+        skip = 0 if response.status == 206 else start
+        while skip and (chunk := _run(found, fill(min(CHUNK_BYTES, skip)), patience, stopped)):
+            skip -= len(chunk)
+        while start < stop and (chunk := _run(found, fill(min(CHUNK_BYTES, stop - start)), patience, stopped)):
+            yield chunk
+            start += len(chunk)
+    finally:
+        found.loop.call_soon_threadsafe(response.close)
+
+
+def _run(found: Any, coroutine: Coroutine[Any, Any, T], patience: Patience, stopped: threading.Event | None) -> T:
+    """The result of a coroutine of an asynchronous file system; what gives no chunk until the deadline has failed."""
+    import asyncio
+
+    future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, patience.deadline_s), found.loop)
+    while not concurrent.futures.wait([future], timeout=None if stopped is None else _LOOK_S).done:
+        if stopped is not None and stopped.is_set():
+            future.cancel()
+            raise StoppedError
+    return future.result()
 
 
 def describe(error: BaseException) -> str:

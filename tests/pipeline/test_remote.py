@@ -2,6 +2,7 @@
 
 import http.server
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from pipeline.errors import EXIT_FAULT, ShardError, TransportError, UserError, report_error
-from pipeline.remote import Patience, filesystem, is_url, join, read_bytes, read_chunks, retrying
+from pipeline.remote import Patience, StoppedError, filesystem, is_url, join, read_bytes, read_chunks, retrying
 
 SHORT = Patience(attempts=4, deadline_s=60, silence_s=0.2, first_wait_s=0.001, longest_wait_s=0.01)
 CONTENT = bytes(random.Random(0).randbytes(100_000))
@@ -139,7 +140,7 @@ def test_what_is_no_fault_of_the_network_passes_through(error):
 
 def test_the_last_error_names_address_attempts_and_cause(capsys):
     call = Flaky(*[OSError(5, f"failure {number}") for number in range(1, 10)])
-    with pytest.raises(TransportError, match=r"s3://x must be had.*failure 4.*attempt 4\.") as caught:
+    with pytest.raises(TransportError, match=r"s3://x must be available.*failure 4.*attempt 4\.") as caught:
         retrying(call, "s3://x", patience=SHORT)
     assert call.calls == SHORT.attempts
     assert isinstance(caught.value.__cause__, OSError)
@@ -206,6 +207,11 @@ def server() -> Iterator[Callable[..., str]]:
             def do_GET(self) -> None:
                 asked = self.headers.get("Range") if ranges else None
                 start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+                if start >= len(CONTENT):
+                    self.send_response(416)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 self.send_response(206 if asked else 200)
                 self.send_header("Content-Length", str(len(CONTENT) - start))
                 self.end_headers()
@@ -230,17 +236,38 @@ def server() -> Iterator[Callable[..., str]]:
 def test_a_file_is_read_from_any_byte_whether_or_not_the_server_can(server, ranges, start, monkeypatch):
     monkeypatch.setattr("pipeline.remote.CHUNK_BYTES", 8192)
     url = server(ranges=ranges)
-    chunks = list(read_chunks(url, start, SHORT))
+    chunks = list(read_chunks(url, start, len(CONTENT), patience=SHORT))
     assert b"".join(chunks) == CONTENT[start:]
     assert max(map(len, chunks)) <= 8192
-    assert read_bytes(url, SHORT) == CONTENT
+    assert read_bytes(url, patience=SHORT) == CONTENT
 
 
 def test_any_file_system_is_read_from_any_byte(tmp_path):
     (tmp_path / "file").write_bytes(CONTENT)
     fsspec.filesystem("memory").pipe_file("/transport-test/file", CONTENT)
-    for url in (f"file://{tmp_path}/file", "memory://transport-test/file"):
-        assert b"".join(read_chunks(url, 77_777)) == CONTENT[77_777:]
-        assert read_bytes(url) == CONTENT
+    for location in (f"{tmp_path}/file", f"file://{tmp_path}/file", "memory://transport-test/file"):
+        assert b"".join(read_chunks(location, 77_777, len(CONTENT))) == CONTENT[77_777:]
+        assert b"".join(read_chunks(location, 7, 777)) == CONTENT[7:777]
+        assert b"".join(read_chunks(location, 99_999, 2 * len(CONTENT))) == CONTENT[99_999:]
+        assert b"".join(read_chunks(location, 2 * len(CONTENT), 3 * len(CONTENT))) == b""
+        assert read_bytes(location) == CONTENT
     with pytest.raises(FileNotFoundError):
         read_bytes("memory://transport-test/none")
+
+
+def test_reading_behind_the_end_gives_nothing(server):
+    for ranges in (True, False):
+        assert list(read_chunks(server(ranges=ranges), len(CONTENT), 2 * len(CONTENT), patience=SHORT)) == []
+
+
+def test_a_stop_ends_a_read_from_a_silent_server():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/file"
+        stopped = threading.Event()
+        stopped.set()
+        with pytest.raises(StoppedError):
+            list(read_chunks(url, 0, 100, stopped=stopped))
+        with pytest.raises(StoppedError):
+            read_bytes(url, stopped=stopped)
+        with pytest.raises(TransportError, match="at attempt 4"):
+            read_bytes(url, patience=SHORT)
