@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.counter import make_key, philox
-from pipeline.shards import ShardCache
+from pipeline.open_shards import OpenShards
 
 
 class Buffer:
@@ -78,7 +78,7 @@ class Samples:
     shards: NDArray[np.int64]
     rows: NDArray[np.int64]
     crc32: NDArray[np.int64]
-    files: ShardCache
+    files: OpenShards
 
     @cached_property
     def digests(self) -> NDArray[np.uint64]:
@@ -88,7 +88,7 @@ class Samples:
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """Their WebDataset keys, read from the tars."""
-        files = self.files.open(self.shards.tolist())
+        files = self.files.open(self.shards.tolist(), late=True)
         return tuple(file.key(row) for file, row in zip(files, self.rows.tolist(), strict=True))
 
 

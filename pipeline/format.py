@@ -24,8 +24,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ShardError, UserError
+from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.files import sync_folder, write_json
+from pipeline.remote import DEFAULT_PATIENCE, Patience, filesystem, is_url, join, read_bytes
 
 FORMAT_NAME = "leanstream-shardset"
 FORMAT_VERSION = 1
@@ -95,6 +96,11 @@ class Index:
         return cls(np.frombuffer(body, RECORD), tar_bytes, sha256.hex())
 
 
+def index_bytes(samples: int) -> int:
+    """Size of the `.index` file of a shard of so many samples."""
+    return _HEADER.size + samples * RECORD.itemsize
+
+
 @dataclass(frozen=True)
 class Shard:
     """What `shardset.json` says of one shard."""
@@ -160,9 +166,10 @@ class Split:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished shard set: the content of `shardset.json`, and the folder it was read from."""
+    """A finished shard set: the content of `shardset.json`, and where and how it is read."""
 
-    folder: Path
+    location: Path | str
+    """The folder on this machine, or a URL."""
     name: str
     image_size: int
     """Height and width of every image, pixels."""
@@ -180,23 +187,55 @@ class ShardSet:
     """Inputs that were left out; `rejected.jsonl` has a line for each."""
     fingerprint: str = field(default="")
     """sha256 over image size, encoding and the shards' names, counts and hashes: equal sets train equally."""
+    cache: Path | bool = False
+    """Folder of the disk cache that the shards are read through; True: the default one, as always for a URL."""
+    cache_bytes: int | None = None
+    """Limit of that cache; None: half of what is free there."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a set on this machine; `UserError` for a set behind a URL."""
+        if isinstance(self.location, str):
+            raise UserError(f"the shard set must be on this machine; got {self.location}. Copy it here first.")
+        return self.location
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read the set in `folder`.
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        cache: str | os.PathLike[str] | bool = False,
+        cache_bytes: int | None = None,
+        patience: Patience = DEFAULT_PATIENCE,
+    ) -> Self:
+        """Read the description of a set.
 
-        Raises `UserError` where there is none, and `ShardError` where its description is damaged.
+        Args:
+            location: its folder, or its URL (`s3://bucket/faces-64`).
+            cache: folder of a disk cache to read the shards through, or True for the default one. A set behind a URL
+                is always read through one; for a folder it pays on a slow mounted drive.
+            cache_bytes: limit of that cache; default: half of what is free there.
+            patience: how long a remote file is waited for.
+
+        Raises:
+            UserError: where there is no set.
+            ShardError: where its description is damaged.
+            TransportError: where its description could not be fetched in time.
         """
-        folder = Path(folder)
-        path = folder / SHARDSET_FILE
+        if cache_bytes is not None and cache_bytes < 1:
+            raise ConfigError(f"cache_bytes must be at least 1; got {cache_bytes}. Leave it out for the default.")
+        place = _place(location)
+        path = join(place, SHARDSET_FILE) if isinstance(place, str) else place / SHARDSET_FILE
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(read_bytes(path, patience=patience) if isinstance(path, str) else path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{folder} must be a finished shard set; got {_what_is_there(folder)}. "
+                f"{place} must be a finished shard set; got {_what_is_there(place)}. "
                 "Make one with: shard_tool make-shards PHOTOS --size 64."
             ) from None
         except ValueError as error:
+            if isinstance(error, LeanstreamError):
+                raise
             raise ShardError(f"{path} must be JSON; got '{error}'. Copy or build the set again.") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT_NAME or data.get("version") != FORMAT_VERSION:
             raise ShardError(
@@ -207,7 +246,7 @@ class ShardSet:
             )
         try:
             opened = cls(
-                folder,
+                place,
                 data["name"],
                 data["image_size"],
                 data["channels"],
@@ -218,6 +257,8 @@ class ShardSet:
                 tuple(data["parts"]),
                 data["rejected"],
                 data["fingerprint"],
+                cache=cache if isinstance(cache, bool) else Path(cache),
+                cache_bytes=cache_bytes,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{path} must be complete; got no valid {error}. Copy or build the set again.") from error
@@ -264,15 +305,25 @@ class ShardSet:
         """The shards of one split; `UserError` where the set has no such split, or an empty one."""
         if name not in self.splits or not len(self.splits[name]):
             have = ", ".join(split for split, content in self.splits.items() if len(content)) or "none"
-            raise UserError(f"split must be one of the set's ({have}); got '{name}' for {self.folder}. Name another.")
+            raise UserError(f"split must be one of the set's ({have}); got '{name}' for {self.location}. Name another.")
         return self.splits[name]
 
 
-def _what_is_there(folder: Path) -> str:
-    if not folder.exists():
+def _place(location: str | os.PathLike[str]) -> Path | str:
+    """A path for what is on this machine, else the URL."""
+    if not is_url(location):
+        return Path(location)
+    url = os.fspath(location).rstrip("/")
+    return Path(filesystem(url)[1]) if url.startswith("file://") else url
+
+
+def _what_is_there(place: Path | str) -> str:
+    if isinstance(place, str):
+        return f"no {SHARDSET_FILE} there"
+    if not place.exists():
         return "no such folder"
-    if not folder.is_dir():
+    if not place.is_dir():
         return "a file"
-    if any(folder.glob("*.tar")) or any(folder.glob(".*")):
+    if any(place.glob("*.tar")) or any(place.glob(".*")):
         return "an unfinished build or plain tars (no shardset.json)"
     return "a folder without shardset.json"

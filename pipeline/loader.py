@@ -14,7 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -23,13 +24,16 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import Batch, Buffer, BufferPool, Samples
+from pipeline.cache import cache_of
 from pipeline.counter import draw_words
 from pipeline.decode import Decoder
 from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.format import ShardSet
-from pipeline.machine import usable_cores
+from pipeline.machine import local_processes, usable_cores
+from pipeline.open_shards import Lookahead, OpenShards, check_cache_limit
 from pipeline.order import Order
-from pipeline.shards import ShardCache, ShardFile
+from pipeline.remote import DEFAULT_PATIENCE, Patience
+from pipeline.shards import ShardFile
 
 _CHUNK, _RAW_CHUNK = 32, 256
 """Images a decode task: enough to forget the cost of a task, few enough to keep all threads busy."""
@@ -91,11 +95,14 @@ class StreamingLoader:
         flip: bool = False,
         labels: bool = False,
         pin_memory: bool | None = None,
+        cache: str | os.PathLike[str] | bool | None = None,
+        cache_bytes: int | None = None,
+        patience: Patience = DEFAULT_PATIENCE,
     ) -> None:
         """Open the set; nothing is read before the first batch.
 
         Args:
-            shards: a shard set or its folder.
+            shards: a shard set, its folder, or its URL (`s3://bucket/faces-64`).
             split: `train`, `val` or `test`.
             batch_size: samples in a global batch; each process gets batch_size / world_size of them.
             seed: names the order and the flips.
@@ -110,12 +117,17 @@ class StreamingLoader:
             flip: mirror each image left to right with probability 1/2, drawn by position.
             labels: give `Batch.labels` from the samples' json.
             pin_memory: page-locked image memory; default: if there is a CUDA device.
+            cache: folder of a disk cache to read the shards through, or True for the default one; default: what the
+                set was opened with. A set behind a URL is always read through one.
+            cache_bytes: limit of that cache; default: half of what is free there.
+            patience: how long a remote file is waited for.
 
         Raises:
             UserError: for arguments or a set that cannot be used.
             ShardError: while iterating, where a shard is damaged; it names shard and sample.
+            TransportError: while iterating, where a shard could not be fetched in time.
         """
-        self.shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+        self.shards = _opened(shards, cache, cache_bytes, patience)
         _at_least(1, batch_size=batch_size, world_size=world_size, threads=threads)
         _at_least(1, prefetch=prefetch, ram_bytes=ram_bytes)
         _at_least(0, start=start, rank=rank)
@@ -126,7 +138,7 @@ class StreamingLoader:
                 f"batch_size must be a multiple of world_size {world_size}; got {batch_size}. Choose another."
             )
         if labels and not (self.shards.attributes or self.shards.classes):
-            raise UserError(f"labels must be in the set; got none in {self.shards.folder}. Leave labels=True out.")
+            raise UserError(f"labels must be in the set; got none in {self.shards.location}. Leave labels=True out.")
         split_shards = self.shards.split(split)
         self.order = Order(split_shards.samples, seed=seed, window=window, lanes=lanes)
         self.position = start
@@ -134,12 +146,20 @@ class StreamingLoader:
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._class_numbers = {number: number for number in range(len(self.shards.classes))}
         self._seed, self._flip, self._labels = seed, flip, labels
-        self._files = ShardCache(self.shards, split_shards, 2 * self.order.window * self.order.lanes)
         self._threads = threads or usable_cores()
         size, channels = self.shards.image_size, self.shards.channels
         shape = (batch_size // world_size, size, size, channels)
         self.prefetch = prefetch or max(1, min(ram_bytes // math.prod(shape) - 2, _MOST_AHEAD))
         """Batches that are decoded ahead."""
+        disk_cache = cache_of(self.shards)
+        limit = 2 * self.order.window * self.order.lanes
+        self._files = OpenShards(self.shards, split_shards, limit, cache=disk_cache, patience=patience)
+        self._expect: Lookahead | None = None
+        if disk_cache is not None:
+            ahead, processes = (self.prefetch + 1) * batch_size, min(world_size, local_processes())
+            lanes = min(self.order.lanes, len(self.order.lanes_of(rank, world_size)) * processes)
+            check_cache_limit(disk_cache, split_shards, self.order, lanes=lanes, ahead=ahead)
+            self._expect = Lookahead(self._files, self.order, rank, world_size)
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
         self._chunk = _RAW_CHUNK if self.shards.encoding == "raw" else _CHUNK
@@ -190,11 +210,11 @@ class StreamingLoader:
     def close(self) -> None:
         """Stop all threads and free what was read ahead; batches that were handed over stay valid."""
         if self._executor is not None:
+            self._files.close()  # First: decode threads may be waiting for a shard.
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
             self._ahead.clear()
             self._pool.clear()
-            self._files.clear()
 
     def _next_plan(self) -> _Plan:
         """The plan of the next batch; while a block of them is used up, a decode thread makes the next."""
@@ -219,6 +239,8 @@ class StreamingLoader:
 
     def _start(self, plan: _Plan) -> _Started:
         assert self._executor is not None, "checked by the caller"
+        if self._expect is not None:
+            self._expect(self.position, int(plan.positions[-1]) + 1)
         count = len(plan.positions)
         started = _Started(plan, self._pool.take(), self._empty_labels(count), np.empty(count, np.int64), [])
         for begin in range(0, count, self._chunk):
@@ -247,7 +269,9 @@ class StreamingLoader:
         except LeanstreamError:
             raise
         except Exception as error:
-            error.add_note(f"while decoding positions {plan.positions[part][[0, -1]].tolist()} of {self.shards.folder}")
+            error.add_note(
+                f"while decoding positions {plan.positions[part][[0, -1]].tolist()} of {self.shards.location}"
+            )
             raise
         if self._flip:
             _mirror(images, np.flatnonzero(draw_words(plan.positions[part], "flip", self._seed) & 1))
@@ -267,6 +291,19 @@ class StreamingLoader:
                 f"sample '{file.key(row)}' of {file.path} must carry the labels of shardset.json; got others. "
                 "Rebuild the set."
             ) from None
+
+
+def _opened(
+    shards: str | os.PathLike[str] | ShardSet,
+    cache: str | os.PathLike[str] | bool | None,
+    cache_bytes: int | None,
+    patience: Patience,
+) -> ShardSet:
+    if not isinstance(shards, ShardSet):
+        return ShardSet.open(shards, cache=cache or False, cache_bytes=cache_bytes, patience=patience)
+    if cache is not None:
+        shards = replace(shards, cache=cache if isinstance(cache, bool) else Path(cache))
+    return shards if cache_bytes is None else replace(shards, cache_bytes=cache_bytes)
 
 
 def _mirror(images: NDArray[np.uint8], chosen: NDArray[np.int64]) -> None:

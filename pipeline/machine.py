@@ -39,6 +39,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def local_processes() -> int:
+    """Processes of this run on this machine, as torchrun and accelerate tell each of them; 1 without a launcher."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
 def tree_pss(pid: int | None = None) -> int:
     """Bytes of PSS of a process (default: this one) and all its descendants.
 

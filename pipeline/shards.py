@@ -1,42 +1,49 @@
-"""Local shards that are open: where their samples lie, their keys and json, and what is wrong with a damaged one."""
+"""One shard that is open: where their samples lie, their keys and json, and what is wrong with a damaged one."""
 
 import json
 import os
 import tarfile
-import threading
 import weakref
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import LeanstreamError, ShardError, describe_os_error
 from pipeline.files import write_atomic
-from pipeline.format import Index, Shard, ShardSet, Split
+from pipeline.format import Index, Shard
 from pipeline.tar import BLOCK, scan_tar, split_member_name
+
+
+class Copy(NamedTuple):
+    """A copy of a shard in a disk cache."""
+
+    stem: str
+    """Its file name, without extension."""
+    origin: str
+    """Where the shard itself is."""
+    descriptor: int
+    """Of the tar; the `ShardFile` closes it."""
 
 
 class ShardFile:
     """One open shard. Any number of threads may read from it; the file closes when the last reference goes."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
-        """Raises `ShardError` where the tar or its index is missing, cut off, or belongs to another set."""
+    def __init__(self, folder: Path, shard: Shard, copy: "Copy | None" = None) -> None:
+        """Open the shard in `folder`, or its copy there.
+
+        Raises `ShardError` where the tar or its index is missing, cut off, or belongs to another set.
+        """
         self.name = shard.name
-        self.path = folder / f"{shard.name}.tar"
-        try:
-            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise ShardError(f"{self.path} must exist; got no such file. Copy it again, or rebuild the set.") from None
-        except OSError as error:
-            raise describe_os_error(error, "opening a shard") from error
+        path = folder / f"{copy.stem if copy else shard.name}.tar"
+        self.path = f"{copy.origin} (its copy {path})" if copy else str(path)
+        """The tar, as messages name it."""
+        self._remedy = f"Delete {path}, and it is fetched again" if copy else "Copy the shard again, or rebuild the set"
+        self.descriptor = copy.descriptor if copy else _open(path)
         weakref.finalize(self, os.close, self.descriptor)
         size = os.fstat(self.descriptor).st_size
         if size != shard.bytes:
-            raise ShardError(
-                f"{self.path} must have {shard.bytes} bytes; got {size}. Copy it again, or rebuild the set."
-            )
-        records = _load_index(folder / f"{shard.name}.index", self.path, shard).records
+            raise ShardError(f"{self.path} must have {shard.bytes} bytes; got {size}. {self._remedy}.")
+        records = _load_index(path.with_suffix(".index"), path, shard).records
         # One view a field: `item` of a plain array takes a tenth of the time of `item` of a record.
         self.offset, self.size, self.crc32 = (records[f"image_{part}"] for part in ("offset", "size", "crc32"))
         """[samples] Where each image lies in the tar, its bytes, and their crc32 as they were written."""
@@ -53,8 +60,7 @@ class ShardFile:
             name = tarfile.TarInfo.frombuf(header, "utf-8", "strict").name
         except (tarfile.TarError, UnicodeError):
             raise ShardError(
-                f"row {row} of {self.path} must have a tar header; got a damaged one. "
-                "Copy the shard again, or rebuild the set."
+                f"row {row} of {self.path} must have a tar header; got a damaged one. {self._remedy}."
             ) from None
         return split_member_name(name)[0]
 
@@ -85,14 +91,11 @@ class ShardFile:
 
     def cut_off(self, end: int) -> ShardError:
         """The error for a tar that ends at byte `end`."""
-        return ShardError(
-            f"{self.path} must be as long as its index says; got the end at byte {end}. "
-            "Copy it again, or rebuild the set."
-        )
+        return ShardError(f"{self.path} must be as long as its index says; got the end at byte {end}. {self._remedy}.")
 
     def damaged(self, row: int, found: str) -> ShardError:
         """The error for a sample whose bytes changed."""
-        return self._error(row, f"be as it was written; got {found}. Copy the shard again, or rebuild the set.")
+        return self._error(row, f"be as it was written; got {found}. {self._remedy}.")
 
     def unusable(self, row: int, why: str) -> ShardError:
         """The error for a sample that was written so; `why` reads `<rule>; got <value>`."""
@@ -106,36 +109,22 @@ class ShardFile:
         return ShardError(f"{name} of {self.path} must {must}")
 
 
-class ShardCache:
-    """The shards of one split that are open, at most `limit` of them; safe for threads."""
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ShardError(f"{path} must exist; got no such file. Copy it again, or rebuild the set.") from None
+    except OSError as error:
+        raise describe_os_error(error, "opening a shard") from error
 
-    def __init__(self, shards: ShardSet, split: Split, limit: int) -> None:
-        self._folder, self._split, self._limit = shards.folder, split, limit
-        self._files: OrderedDict[int, ShardFile] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def open(self, numbers: Iterable[int]) -> list[ShardFile]:
-        """The shards of these numbers, in their order; they stay open for as long as the caller holds them."""
-        with self._lock:
-            return [self._open(number) for number in numbers]
-
-    def clear(self) -> None:
-        """Close all shards that nobody reads from; a later `open` opens them again."""
-        with self._lock:
-            self._files.clear()
-
-    def _open(self, number: int) -> ShardFile:
-        file = self._files.get(number)
-        if file is None:
-            file = self._files[number] = ShardFile(self._folder, self._split[number])
-            while len(self._files) > self._limit:
-                self._files.popitem(last=False)
-        else:
-            self._files.move_to_end(number)
-        return file
+def check_index(index: Index, shard: Shard, where: str, remedy: str) -> None:
+    """Raise `ShardError` unless the index, which was found `where`, is that of the shard."""
+    if index.tar_sha256 != shard.sha256 or index.tar_bytes != shard.bytes or len(index.records) != shard.samples:
+        raise ShardError(
+            f"{where} must be as shardset.json describes it; "
+            f"got {len(index.records)} samples of a tar with sha256 {index.tar_sha256[:12]}. {remedy}."
+        )
 
 
 def _load_index(path: Path, tar: Path, shard: Shard) -> Index:
@@ -144,15 +133,12 @@ def _load_index(path: Path, tar: Path, shard: Shard) -> Index:
         index = scan_tar(tar) if rebuilt else Index.from_bytes(path.read_bytes(), str(path))
     except OSError as error:
         raise describe_os_error(error, "reading an index") from error
-    if index.tar_sha256 != shard.sha256 or index.tar_bytes != shard.bytes or len(index.records) != shard.samples:
-        raise ShardError(
-            f"{tar if rebuilt else path} must be as shardset.json describes it; "
-            f"got {len(index.records)} samples of a tar with sha256 {index.tar_sha256[:12]}. "
-            + ("Copy it again, or rebuild the set." if rebuilt else "Delete it, and it is rebuilt from the tar.")
-        )
     if rebuilt:
+        check_index(index, shard, str(tar), "Copy it again, or rebuild the set")
         try:
             write_atomic(path, index.to_bytes())
         except OSError:
             pass  # A read-only set works too; the scan is then paid at every start.
+    else:
+        check_index(index, shard, str(path), "Delete it, and it is rebuilt from the tar")
     return index

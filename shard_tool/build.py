@@ -224,7 +224,7 @@ def _complete(journal: Journal, plan: Plan, settings: Settings) -> tuple[ShardSe
         )
     part = {**journal.request, "positives": {split: counts.tolist() for split, counts in positives.items()}}
     shard_set = ShardSet(
-        folder=journal.out,
+        location=journal.out,
         name=journal.out.resolve().name,
         image_size=settings.recipe.size,
         channels=3,

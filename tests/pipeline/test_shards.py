@@ -18,8 +18,9 @@ from pipeline import StreamingLoader
 from pipeline.decode import Decoder
 from pipeline.errors import ShardError, UserError
 from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split, npy_bytes
+from pipeline.open_shards import OpenShards
 from pipeline.reads import PlainReader
-from pipeline.shards import ShardCache, ShardFile
+from pipeline.shards import ShardFile
 from pipeline.tar import ShardWriter, scan_tar
 from tests.helpers import encode, make_image, make_key, make_shard_set
 
@@ -348,7 +349,7 @@ def test_the_sample_after_the_damaged_one_is_still_read_right(copied):
 
 def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
     shards = copied("raw")
-    cache = ShardCache(shards, shards.split("train"), limit=2)
+    cache = OpenShards(shards, shards.split("train"), limit=2)
     first = cache.open([0])[0]
     descriptor = first.descriptor
     cache.open([1, 2, 3])
@@ -362,7 +363,7 @@ def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
 
 def test_a_shard_is_opened_once_and_the_least_recently_used_goes(copied):
     shards = copied("raw")
-    cache = ShardCache(shards, shards.split("train"), limit=3)
+    cache = OpenShards(shards, shards.split("train"), limit=3)
     zero, one, two = cache.open([0, 1, 2])
     assert cache.open([0, 1, 0]) == [zero, one, zero]
     cache.open([3])
@@ -372,7 +373,7 @@ def test_a_shard_is_opened_once_and_the_least_recently_used_goes(copied):
 
 def test_many_threads_read_the_same_shards_through_a_small_cache(copied):
     shards = copied("raw")
-    cache = ShardCache(shards, shards.split("train"), limit=2)
+    cache = OpenShards(shards, shards.split("train"), limit=2)
 
     def read_some(seed: int) -> bool:
         for number in np.random.default_rng(seed).integers(0, 40, 60).tolist():

@@ -1,0 +1,305 @@
+"""The shards that are open, and the threads that open them ahead of their need.
+
+    open([3, 8])  ──> asked for ─┐
+    expect(now, soon) ──> now ───┼──> up to 4 threads ──> disk cache ──> ShardFile
+                          soon ──┘                        (only fetched, so that it may be evicted)
+
+Without a disk cache there is nothing to fetch, and a shard is opened when it is asked for, several at a time: on a
+mounted drive an `open` may take a second.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from concurrent.futures import Future, InvalidStateError
+
+import numpy as np
+
+from pipeline.cache import DiskCache, NoRoomError
+from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
+from pipeline.fetch import address, fetch
+from pipeline.format import ShardSet, Split, index_bytes
+from pipeline.order import Order
+from pipeline.remote import DEFAULT_PATIENCE, Patience, StoppedError, waiting
+from pipeline.shards import Copy, ShardFile
+
+_FETCHING, _OPENING = 4, 8
+"""Threads, with and without a cache. A thread holds up to two chunks of a shard while it fetches."""
+_LOOK_S = 0.05
+"""Time between looks whether there is room in the cache."""
+_JOIN_S = 2.0
+"""Time that a closing loader waits for a thread whose file system cannot be interrupted."""
+
+
+class OpenShards:
+    """The open shards of one split, at most `limit` of them beside those that are needed now; safe for threads."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: Split,
+        limit: int,
+        *,
+        cache: DiskCache | None = None,
+        patience: Patience = DEFAULT_PATIENCE,
+    ) -> None:
+        self._location, self._split, self._limit = shards.location, split, limit
+        self._cache, self._patience = cache, patience
+        self._lock = threading.Lock()
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
+        self._opening: dict[int, Future[ShardFile]] = {}
+        """Shards that were asked for or are being opened; a failure stays until somebody has seen it."""
+        self._asked: deque[int] = deque()
+        self._now: deque[int] = deque()
+        self._soon: deque[int] = deque()
+        self._needed: frozenset[int] = frozenset()
+        self._near: frozenset[int] = frozenset()
+        self._threads: set[threading.Thread] = set()
+        self._stopped = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def open(self, numbers: Iterable[int], *, late: bool = False) -> list[ShardFile]:
+        """The shards of these numbers, in their order; they stay open for as long as the caller holds them.
+
+        A `late` look, at a batch that may have outlived its loader, works after `close` too. Raises what opening or
+        fetching one of them raised.
+        """
+        numbers = list(numbers)
+        found: dict[int, ShardFile] = {}
+        waited: dict[int, Future[ShardFile]] = {}
+        with self._lock:
+            for number in dict.fromkeys(numbers):
+                file = self._files.get(number)
+                if file is not None:
+                    self._files.move_to_end(number)
+                    found[number] = file
+                elif not self._stopped.is_set():
+                    waited[number] = self._ask(number)
+            self._start_threads()
+        for number, future in waited.items():
+            try:
+                found[number] = future.result()
+            finally:
+                if future.done() and future.exception() is not None:
+                    with self._lock:
+                        if self._opening.get(number) is future:
+                            del self._opening[number]
+        for number in numbers:
+            if number not in found:
+                if not late:
+                    raise _closed()
+                found[number] = self._load(number, None)
+        return [found[number] for number in numbers]
+
+    def expect(self, now: Iterable[int], soon: Iterable[int]) -> None:
+        """Open the shards `now`, fetch those that are needed `soon`, and let go of all others."""
+        now, soon = list(now), list(soon)
+        with self._lock:
+            self._needed, self._near = frozenset(now), frozenset(now + soon)
+            self._now, self._soon = deque(now), deque(soon)
+            self._keep(self._near)
+            self._start_threads()
+
+    def close(self) -> None:
+        """Close all shards that nobody reads from, and end all threads and whoever waits in `open`."""
+        with self._lock:
+            self._stopped.set()
+            unfinished = list(self._opening.values())
+            for queue in (self._opening, self._asked, self._now, self._soon, self._files):
+                queue.clear()
+            threads = list(self._threads)
+        for future in unfinished:
+            _fail(future, _closed())
+        for thread in threads:
+            thread.join(_JOIN_S)
+
+    def _ask(self, number: int) -> "Future[ShardFile]":
+        future = self._opening.get(number)
+        if future is None:
+            future = self._opening[number] = Future()
+            self._asked.append(number)
+        return future
+
+    def _start_threads(self) -> None:
+        """As many threads as there are jobs; they end when there are none."""
+        jobs = len(self._asked) + len(self._now) + len(self._soon)
+        most = _OPENING if self._cache is None else _FETCHING
+        for number in range(min(jobs, most - len(self._threads))):
+            thread = threading.Thread(target=self._work, name=f"fetch_{number}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                job = self._next_job()
+                if job is None:
+                    self._threads.discard(threading.current_thread())
+                    return
+            number, future = job
+            if future is None:
+                self._prefetch(number)
+                continue
+            try:
+                file = self._load(number, self._stopped)
+            except BaseException as error:
+                _fail(future, error)
+                continue
+            with self._lock:
+                self._opening.pop(number, None)
+                if not self._stopped.is_set():
+                    self._files[number] = file
+                    self._trim()
+            with contextlib.suppress(InvalidStateError):  # Closed meanwhile.
+                future.set_result(file)
+
+    def _next_job(self) -> "tuple[int, Future[ShardFile] | None] | None":
+        """What is asked for first, then what is needed now, then what is needed soon, which nobody waits for."""
+        if self._stopped.is_set():
+            return None
+        if self._asked:
+            number = self._asked.popleft()
+            return number, self._opening[number]
+        while self._now:
+            number = self._now.popleft()
+            if number not in self._files and number not in self._opening:
+                self._opening[number] = Future()
+                return number, self._opening[number]
+        while self._soon:
+            number = self._soon.popleft()
+            if number not in self._files and number not in self._opening:
+                return number, None
+        return None
+
+    def _load(self, number: int, stopped: threading.Event | None) -> ShardFile:
+        shard, cache = self._split[number], self._cache
+        if cache is None:
+            assert not isinstance(self._location, str), "a set behind a URL has a cache"
+            return ShardFile(self._location, shard)
+        for last in (False, True):
+            copy = Copy(cache.stem(shard), address(self._location, f"{shard.name}.tar"), self._fetch(number, stopped))
+            try:
+                return ShardFile(cache.folder, shard, copy)
+            except ShardError:
+                if last:
+                    raise
+                cache.drop(shard)  # It was damaged since it was fetched.
+        raise AssertionError("the loop returns or raises")
+
+    def _fetch(self, number: int, stopped: threading.Event | None) -> int:
+        """Fetch a shard that somebody waits for; where the cache is full, wait until others let go of theirs."""
+        assert self._cache is not None, "checked by the caller"
+        until = time.monotonic() + self._patience.deadline_s
+        while True:
+            try:
+                return fetch(
+                    self._location,
+                    self._split[number],
+                    self._cache,
+                    spare=self._hashes(self._needed),
+                    patience=self._patience,
+                    stopped=stopped,
+                )
+            except NoRoomError as error:
+                with self._lock:
+                    self._keep(self._needed)
+                needed = total_bytes(self._split, sorted(self._needed | {number}))
+                if needed > self._cache.limit_bytes or time.monotonic() > until:
+                    raise UserError(
+                        f"cache_bytes must hold the shards that are open together, {needed:,} bytes for this process; "
+                        f"got {self._cache.limit_bytes:,} for {self._cache.folder}, of which {error.args[0]:,} are in "
+                        "use. Raise it, or take a smaller window."
+                    ) from error
+            waiting(stopped)(_LOOK_S)
+
+    def _prefetch(self, number: int) -> None:
+        """Have a shard in the cache; a failure is nobody's yet, it will be met again when the shard is needed."""
+        assert self._cache is not None, "only a cache is filled ahead"
+        try:
+            os.close(
+                fetch(
+                    self._location,
+                    self._split[number],
+                    self._cache,
+                    spare=self._hashes(self._near),
+                    patience=self._patience,
+                    stopped=self._stopped,
+                )
+            )
+        except NoRoomError:
+            with self._lock:
+                self._soon.clear()
+        except (LeanstreamError, StoppedError):
+            pass
+
+    def _hashes(self, numbers: Iterable[int]) -> set[str]:
+        return {self._split.sha256[number].decode() for number in numbers}
+
+    def _keep(self, numbers: frozenset[int]) -> None:
+        for number in [number for number in self._files if number not in numbers]:
+            del self._files[number]
+
+    def _trim(self) -> None:
+        while len(self._files) > max(self._limit, len(self._needed)):
+            self._files.popitem(last=False)
+
+
+class Lookahead:
+    """Tells `OpenShards` which shards are needed now and soon, whenever the answer changes; belongs to one thread."""
+
+    def __init__(self, files: OpenShards, order: Order, rank: int, world_size: int) -> None:
+        self._files, self._lanes = files, order.lanes_of(rank, world_size)
+        # An order of its own: the loader's is in use by another thread.
+        self._order = Order(order.samples, seed=order.seed, window=order.window, lanes=order.lanes)
+        self._low = self._high = -1
+
+    def __call__(self, begin: int, end: int) -> None:
+        """The positions [begin, end) are being read."""
+        if begin >= self._low or end > self._high:
+            needed = self._order.needed(begin, end, self._lanes)
+            self._low, self._high = needed.low, needed.high
+            self._files.expect(needed.now, needed.soon)
+
+
+def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: int, ahead: int) -> None:
+    """Raise `ConfigError` where a cache is too small for the shards that are open together.
+
+    These are, in each lane, the window that is being left and the one that is being entered, and what lies between
+    them: at an epoch's end a window may be shorter than the batches ahead.
+
+    Args:
+        cache: the cache.
+        split: its shards.
+        order: over these shards.
+        lanes: lanes that are read through this cache.
+        ahead: positions between the oldest and the newest that are being read.
+    """
+    rows, shortest = -(-ahead // order.lanes), int(split.samples.min())
+    windows = 2 + rows // (order.window * shortest)
+    count = min(len(split), lanes * (windows * order.window + 1 + rows // shortest))
+    sizes = split.bytes + index_bytes(0) + (split.samples * (index_bytes(1) - index_bytes(0)))
+    needed = int(np.sort(sizes)[-count:].sum())
+    if needed > cache.limit_bytes:
+        raise ConfigError(
+            f"cache_bytes must hold the {count} shards that are open together, {needed:,} bytes; got "
+            f"{cache.limit_bytes:,} for {cache.folder}. Raise it, or take a smaller window (now {order.window})."
+        )
+
+
+def _closed() -> UserError:
+    return UserError("the loader must be open; got a closed one. Make a new one from the position you are at.")
+
+
+def _fail(future: "Future[ShardFile]", error: BaseException) -> None:
+    with contextlib.suppress(InvalidStateError):  # Closed meanwhile.
+        future.set_exception(error)
+
+
+def total_bytes(split: Split, numbers: Iterable[int]) -> int:
+    """Bytes that these shards take in a cache."""
+    return sum(int(split.bytes[number]) + index_bytes(int(split.samples[number])) for number in numbers)
