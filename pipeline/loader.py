@@ -43,6 +43,7 @@ RAM_BYTES = 32 << 20
 """Memory for the images of decoded batches, unless told otherwise."""
 _MOST_AHEAD = 8
 """Batches decoded ahead, at most, where the memory allows more."""
+_CLOSED = "the loader must be open; got a closed one. Make a new one from the position you are at."
 _BIT = {0: 0, 1: 1}
 """What an attribute may be."""
 
@@ -164,7 +165,8 @@ class StreamingLoader:
         self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
         self._chunk = _RAW_CHUNK if self.shards.encoding == "raw" else _CHUNK
         self._decoders = threading.local()
-        self._executor: ThreadPoolExecutor | None = ThreadPoolExecutor(self._threads, "decode")
+        self._executor = ThreadPoolExecutor(self._threads, "decode")
+        self._closed = False
         self._planned = start
         self._next_plans: Future[list[_Plan]] | None = None
         self._plans: deque[_Plan] = deque()
@@ -186,15 +188,17 @@ class StreamingLoader:
 
     def __next__(self) -> Batch:
         """The next batch; raises what a decode thread raised, and nothing can be read after that."""
-        if self._executor is None:
-            raise UserError("the loader must be open; got a closed one. Make a new one from the position you are at.")
+        if self._closed:
+            raise UserError(_CLOSED)
         try:
             while len(self._ahead) <= self.prefetch:
                 self._ahead.append(self._start(self._next_plan()))
             started = self._ahead.popleft()
             for task in started.tasks:
                 task.result()
-        except BaseException:
+        except BaseException as error:
+            if self._closed:  # By another thread, while this one was waiting.
+                raise UserError(_CLOSED) from error
             self.close()
             raise
         self.position += self._batch_size
@@ -209,17 +213,16 @@ class StreamingLoader:
 
     def close(self) -> None:
         """Stop all threads and free what was read ahead; batches that were handed over stay valid."""
-        if self._executor is not None:
+        if not self._closed:
+            self._closed = True
             self._files.close()  # First: decode threads may be waiting for a shard.
             self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
             self._ahead.clear()
             self._pool.clear()
 
     def _next_plan(self) -> _Plan:
         """The plan of the next batch; while a block of them is used up, a decode thread makes the next."""
         if not self._plans:
-            assert self._executor is not None, "checked by the caller"
             if self._next_plans is None:
                 self._next_plans = self._executor.submit(self._plan, self.prefetch + 1)
             self._plans.extend(self._next_plans.result())
@@ -238,7 +241,6 @@ class StreamingLoader:
         return [_Plan(*parts) for parts in zip(*(np.split(a, batches) for a in (positions, shards, rows)), strict=True)]
 
     def _start(self, plan: _Plan) -> _Started:
-        assert self._executor is not None, "checked by the caller"
         if self._expect is not None:
             self._expect(self.position, int(plan.positions[-1]) + 1)
         count = len(plan.positions)

@@ -51,7 +51,7 @@ class OpenShards:
         self._lock = threading.Lock()
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._opening: dict[int, Future[ShardFile]] = {}
-        """Shards that were asked for or are being opened; a failure stays until somebody has seen it."""
+        """Shards that were asked for or are being opened; a failure stays, since whoever meets it closes the loader."""
         self._asked: deque[int] = deque()
         self._now: deque[int] = deque()
         self._soon: deque[int] = deque()
@@ -79,16 +79,10 @@ class OpenShards:
                     self._files.move_to_end(number)
                     found[number] = file
                 elif not self._stopped.is_set():
-                    waited[number] = self._ask(number)
+                    waited[number] = self._ask(number, again=late)
             self._start_threads()
         for number, future in waited.items():
-            try:
-                found[number] = future.result()
-            finally:
-                if future.done() and future.exception() is not None:
-                    with self._lock:
-                        if self._opening.get(number) is future:
-                            del self._opening[number]
+            found[number] = future.result()
         for number in numbers:
             if number not in found:
                 if not late:
@@ -118,9 +112,9 @@ class OpenShards:
         for thread in threads:
             thread.join(_JOIN_S)
 
-    def _ask(self, number: int) -> "Future[ShardFile]":
+    def _ask(self, number: int, *, again: bool) -> "Future[ShardFile]":
         future = self._opening.get(number)
-        if future is None:
+        if future is None or (again and future.done()):
             future = self._opening[number] = Future()
             self._asked.append(number)
         return future
