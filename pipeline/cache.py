@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ class DiskCache:
             sizes = (found.st_size, self._file(shard.sha256, "index").stat().st_size)
             whole = same and sizes == (shard.bytes, index_bytes(shard.samples))
             if whole:
-                os.utime(path)
+                _touch(descriptor)
         except (BlockingIOError, FileNotFoundError):
             pass
         finally:
@@ -206,6 +207,12 @@ class DiskCache:
         return self.folder / f"leanstream-{sha256}.{suffix}"
 
 
+def _touch(descriptor: int) -> None:
+    """Make a tar the one that was used last; the kernel's own clock would tick only every few milliseconds."""
+    now = time.time_ns()
+    os.utime(descriptor, ns=(now, now))
+
+
 class Claim:
     """A shard that is being filled in; a context manager that leaves nothing behind unless `finish` was called."""
 
@@ -255,6 +262,7 @@ class Claim:
                 file.flush()
                 os.fsync(file.fileno())
             os.fsync(self._descriptor)
+            _touch(self._descriptor)
             with self._cache._locked():
                 os.replace(self._index, self._cache._file(self._shard.sha256, "index"))
                 os.replace(self.path, self._cache._file(self._shard.sha256, "tar"))
