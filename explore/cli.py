@@ -21,8 +21,8 @@ class Common:
     """Run folder, e.g. runs/demo."""
     model: Path | None = None
     """Finished model's folder, instead of --run."""
-    shards: Path | None = None
-    """Shard set; default: the one that the run was trained on."""
+    shards: str | None = None
+    """Folder or URL of the shard set; default: the one that the run was trained on."""
     debug: bool = False
     """Show tracebacks of errors."""
 

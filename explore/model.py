@@ -31,7 +31,7 @@ class Trained:
     device: torch.device
 
 
-def load_trained(run: Path | None, model: Path | None, shards: Path | None, prior_images: int = 4096) -> Trained:
+def load_trained(run: Path | None, model: Path | None, shards: str | None, prior_images: int = 4096) -> Trained:
     """Load from exactly one of a run folder and a model folder.
 
     An unfinished run gives the averaged weights of its newest whole checkpoint, and its Gaussian is fitted now, on
@@ -53,10 +53,10 @@ def load_trained(run: Path | None, model: Path | None, shards: Path | None, prio
     folder = RunFolder(run)
     if not folder.config_file.exists():
         raise UserError(f"{run} must be a run folder; got no config.toml in it. Name a folder such as runs/demo.")
-    named = shards or load_config(folder.config_file).data.shards
-    if named is None:
+    data = load_config(folder.config_file).data
+    if shards is None and data.shards is None:
         raise UserError(f"{folder.config_file} must name data.shards; got none. Give the set with --shards.")
-    opened = ShardSet.open(named)
+    opened = data.open(shards)
     if (folder.final / CONFIG_FILE).exists():
         loaded, fitted, facts = load_pretrained(folder.final, device)
         _check_same_data(folder, opened, facts)
@@ -91,6 +91,6 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
 def _check_same_data(folder: RunFolder, shards: ShardSet, facts: dict[str, Any]) -> None:
     if facts["shardset"] != shards.fingerprint:
         raise UserError(
-            f"{shards.folder} must be the set that {folder.path} was trained on; got other data. "
+            f"{shards.location} must be the set that {folder.path} was trained on; got other data. "
             "Give the right one with --shards."
         )

@@ -18,6 +18,7 @@ import tomli_w
 import tyro
 
 from pipeline.errors import ConfigError
+from pipeline.format import ShardSet
 from pipeline.machine import parse_bytes
 
 Section = TypeVar("Section")
@@ -48,7 +49,7 @@ class DataConfig:
     """Where the images come from."""
 
     shards: str | None = None
-    """Folder of the shard set. Default: the only one under shards/."""
+    """Folder or URL of the shard set. Default: the only one under shards/."""
     threads: int | None = None
     """Decode threads of each process. Default: the cores."""
     flip: bool = False
@@ -57,9 +58,26 @@ class DataConfig:
     """Shards whose samples are mixed. Default: see ARCHITECTURE.md."""
     lanes: int | None = None
     """Streams that a batch is drawn from. Default: see ARCHITECTURE.md."""
+    cache: bool | str = False
+    """Disk cache to read through, for slow drives: true, or a folder. A URL always has one: see docs/remote.md."""
+    cache_bytes: str | None = None
+    """Limit of that cache, such as 20GiB. Default: half of what is free there."""
 
     def __post_init__(self) -> None:
         _check_positive("data", self, "threads", "window", "lanes")
+        if self.cache_bytes is not None:
+            parse_bytes(self.cache_bytes)
+
+    def open(self, shards: str | Path | None = None) -> ShardSet:
+        """The shard set, read as this section says; `shards` instead of its own. Raises as `ShardSet.open` does."""
+        location = shards or self.shards
+        assert location is not None, "checked by the caller"
+        size = None if self.cache_bytes is None else parse_bytes(self.cache_bytes)
+        # The command line hands over its words as they are.
+        cache = (
+            {"true": True, "false": False}.get(self.cache, self.cache) if isinstance(self.cache, str) else self.cache
+        )
+        return ShardSet.open(location, cache=cache, cache_bytes=size)
 
 
 @dataclass(frozen=True)
@@ -330,10 +348,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        # A word is one of those that the type lists, and everything else is of its other type.
+        # A value is of its own type, a word also one of those that the type lists, and everything else an error.
         hints = [argument for argument in arguments if argument is not types.NoneType]
-        words = [argument for argument in hints if typing.get_origin(argument) is Literal]
-        return _convert(words[0] if words and isinstance(value, str) else hints[0], value, name)
+        words = [argument for argument in hints if typing.get_origin(argument) is Literal and isinstance(value, str)]
+        exact = [argument for argument in hints if argument is type(value)]
+        return _convert([*exact, *words, *hints][0], value, name)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, arguments))}; got {value!r}. Choose one.")

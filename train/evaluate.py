@@ -45,7 +45,8 @@ def stream_images(
     shards: ShardSet, split: str, limit: int | None, device: torch.device, batch_size: int = 64
 ) -> Iterator[Tensor]:
     """The first `limit` images (default: all, each once) of the split's order, float32 [B, 3, H, W] in [0, 1]."""
-    with StreamingLoader(shards, split=split, batch_size=batch_size) as loader:
+    # Shard after shard: the least to fetch and to keep of a set that is far away.
+    with StreamingLoader(shards, split=split, batch_size=batch_size, window=1, lanes=1) as loader:
         left = loader.samples if limit is None else min(limit, loader.samples)
         while left > 0:
             images = next(loader).to(device).images[:left]

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 
 from pipeline import ShardSet
+from pipeline.cache import cache_of
 from pipeline.errors import (
     EXIT_DONE,
     EXIT_RUN_AGAIN,
@@ -79,8 +80,8 @@ def start(name: str, config: Config) -> int:
         accelerator = make_accelerator(config)
         stack.callback(accelerator.end_training)
         console = _Console(quiet=not accelerator.is_main_process, highlight=False)
-        shards = ShardSet.open(find_shards(config, console))
-        config = with_values(config, {"data.shards": str(shards.folder)})
+        shards = config.data.open(find_shards(config, console))
+        config = with_values(config, {"data.shards": str(shards.location)})
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
         if accelerator.is_main_process:
             if config.run.fresh and folder.path.exists():
@@ -109,10 +110,10 @@ def start(name: str, config: Config) -> int:
         return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
 
 
-def find_shards(config: Config, console: Console) -> Path:
+def find_shards(config: Config, console: Console) -> Path | str:
     """The config's shard set, or the only one under shards/."""
     if config.data.shards is not None:
-        return Path(config.data.shards)
+        return config.data.shards
     found = sorted(path.parent for path in Path("shards").glob("*/shardset.json"))
     if len(found) != 1:
         what = f"{len(found)}: {', '.join(map(str, found))}" if found else "none"
@@ -214,7 +215,7 @@ def check_same_run(config: Config, earlier: Config, shards: ShardSet, generation
     """Refuse to resume another run; returns the changes of schedule, which are allowed."""
     identity, schedule = changes(config, earlier)
     if generation.state["shardset"] != shards.fingerprint:
-        identity.insert(0, f"the shard set {shards.folder} holds other data than {earlier.data.shards} did")
+        identity.insert(0, f"the shard set {shards.location} holds other data than {earlier.data.shards} did")
     if identity:
         raise UserError(
             f"a resumed run must keep its data, model and objective; got {'; '.join(identity)}. "
@@ -249,7 +250,7 @@ def record_start(session: Session, saved_by: str | None, rescheduled: list[str])
         f"{session.accelerator.device} x {session.accelerator.num_processes}"
     )
     say(
-        f"{session.epoch_samples:,} training images from {session.shards.folder}; batch {batch} = "
+        f"{session.epoch_samples:,} training images from {session.shards.location}; batch {batch} = "
         f"{session.accelerator.num_processes} processes x {-(-local // state.micro_batch)} micro-batches of "
         f"{state.micro_batch}; results in {folder.path}"
     )
@@ -260,6 +261,8 @@ def record_start(session: Session, saved_by: str | None, rescheduled: list[str])
         f"to go: {left:,} images, {left // batch:,} updates, about "
         f"{duration(left * session.plan.seconds_per_image / session.accelerator.num_processes)}"
     )
+    if (cache := cache_of(session.shards)) is not None:
+        say(f"shards are read through {cache.folder}, up to {show_bytes(cache.limit_bytes)} of copies")
 
 
 def is_finished(session: Session) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from tests.helpers import make_shard_set
 from train.config import (
     Config,
     changes,
@@ -57,6 +58,8 @@ def test_every_shipped_config_loads(path: Path) -> None:
         ("[optim]\nweight_decay = -0.1", "optim.weight_decay must be at least 0"),
         ("[run]\nseed = -1", "run.seed must lie in"),
         ("[run]\nseed = 4294967296", "run.seed must lie in"),
+        ('[data]\ncache_bytes = "many"', "a size must be a number with a unit; got 'many'"),
+        ("[data]\ncache = 3", "data.cache in a.toml must be of type bool; got 3"),
         ("[run]\nmax_minutes = 0", "run.max_minutes must be positive"),
         ("[checkpoint]\nkeep = 0", "checkpoint.keep must be a positive number"),
         ("[train]\nmicro_batch = 0", "train.micro_batch must be a positive number or auto; got 0"),
@@ -178,3 +181,22 @@ def test_resolved_values_are_used_again_unless_given() -> None:
     again = reuse(with_values(Config(), {"train.threads": 2}), earlier)
     assert (again.data.window, again.data.lanes, again.train.threads) == (3, 8, 2)
     assert again.run.name is None
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("", (False, None)),
+        ("cache = true", (True, None)),
+        ('cache = "true"', (True, None)),
+        ('cache = "/fast/disk"\ncache_bytes = "2GiB"', (Path("/fast/disk"), 2 << 30)),
+    ],
+)
+def test_the_set_is_opened_as_the_data_section_says(
+    tmp_path: Path, toml: str, expected: tuple[Path | bool, int | None]
+) -> None:
+    make_shard_set(tmp_path, encoding="raw")
+    opened = decode(f"[data]\n{toml}").data.open(tmp_path)
+    assert (opened.cache, opened.cache_bytes) == expected
+    config = decode(f"[data]\n{toml}")
+    assert decode(config.to_toml()) == config

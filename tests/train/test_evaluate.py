@@ -22,8 +22,8 @@ def model() -> FaceVAE:
 
 
 def all_images(shards: ShardSet, split: str) -> torch.Tensor:
-    """Every image of a split, float in [0, 1], read with the loader's own batches of one."""
-    with StreamingLoader(shards, split=split, batch_size=1) as loader:
+    """Every image of a split in the order of its evaluation, float in [0, 1], by batches of one."""
+    with StreamingLoader(shards, split=split, batch_size=1, window=1, lanes=1) as loader:
         return torch.cat([next(loader).images.clone() for _ in range(loader.samples)]).float() / 255
 
 
