@@ -101,6 +101,8 @@ class DiskCache:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise describe_os_error(error, "opening a copy of a shard") from error
         whole = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.cache import Claim, DiskCache
-from pipeline.errors import ShardError, TransportError
+from pipeline.errors import ShardError, TransportError, UserError
 from pipeline.format import Index, Shard
 from pipeline.remote import CHUNK_BYTES, Patience, join, read_bytes, read_chunks, retrying, waiting
 from pipeline.shards import check_index
@@ -19,8 +19,8 @@ from pipeline.tar import scan_tar
 
 _FETCHES = 3
 """Times that wrong bytes are fetched before they count as what the server has."""
-_LOOK_S = 0.02
-"""Time between looks at a shard that another thread or process is fetching."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.5
+"""Time between looks at a shard that another thread or process is fetching: more and more."""
 
 
 def address(location: Path | str, name: str) -> str:
@@ -53,10 +53,12 @@ def fetch(
         TransportError: where it could not be fetched in time.
         UserError: where the server or the disk refuses.
     """
+    pause = _FIRST_LOOK_S
     while (pinned := cache.pin(shard)) is None:
         claim = cache.claim(shard, spare)
         if claim is None:
-            waiting(stopped)(_LOOK_S)
+            waiting(stopped)(pause)
+            pause = min(2 * pause, _LONGEST_LOOK_S)
             continue
         with claim:
             return claim.finish(_fill(location, shard, claim, patience, stopped))
@@ -89,7 +91,7 @@ def _fetch_index(url: str, shard: Shard, patience: Patience, stopped: threading.
     for attempt in range(1, _FETCHES + 1):
         try:
             data = read_bytes(url, what=f"fetch: {url}", patience=patience, stopped=stopped)
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):  # A store that may not be listed refuses what is not there.
             return None
         try:
             index = Index.from_bytes(data, f"fetch: {url}")

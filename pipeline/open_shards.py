@@ -19,19 +19,21 @@ from concurrent.futures import Future, InvalidStateError
 import numpy as np
 
 from pipeline.cache import DiskCache, NoRoomError
-from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
+from pipeline.errors import ConfigError, ShardError, UserError
 from pipeline.fetch import address, fetch
 from pipeline.format import ShardSet, Split, index_bytes
 from pipeline.order import Order
-from pipeline.remote import DEFAULT_PATIENCE, Patience, StoppedError, waiting
+from pipeline.remote import DEFAULT_PATIENCE, Patience, waiting
 from pipeline.shards import Copy, ShardFile
 
 _FETCHING, _OPENING = 4, 8
 """Threads, with and without a cache. A thread holds up to two chunks of a shard while it fetches."""
+_EVALUATION = 3
+"""Shards that a loader with one lane and windows of one shard has open together."""
 _LOOK_S = 0.05
 """Time between looks whether there is room in the cache."""
 _JOIN_S = 2.0
-"""Time that a closing loader waits for a thread whose file system cannot be interrupted."""
+"""Time that a closing loader waits for threads whose file system cannot be interrupted."""
 
 
 class OpenShards:
@@ -109,8 +111,9 @@ class OpenShards:
             threads = list(self._threads)
         for future in unfinished:
             _fail(future, _closed())
+        until = time.monotonic() + _JOIN_S
         for thread in threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0, until - time.monotonic()))
 
     def _ask(self, number: int, *, again: bool) -> "Future[ShardFile]":
         future = self._opening.get(number)
@@ -228,7 +231,7 @@ class OpenShards:
         except NoRoomError:
             with self._lock:
                 self._soon.clear()
-        except (LeanstreamError, StoppedError):
+        except Exception:
             pass
 
     def _hashes(self, numbers: Iterable[int]) -> set[str]:
@@ -264,7 +267,8 @@ def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: in
     """Raise `ConfigError` where a cache is too small for the shards that are open together.
 
     These are, in each lane, the window that is being left and the one that is being entered, and what lies between
-    them: at an epoch's end a window may be shorter than the batches ahead.
+    them: at an epoch's end a window may be shorter than the batches ahead. And a few more, for an evaluation that
+    reads another split shard after shard meanwhile.
 
     Args:
         cache: the cache.
@@ -273,14 +277,15 @@ def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: in
         lanes: lanes that are read through this cache.
         ahead: positions between the oldest and the newest that are being read.
     """
-    rows, shortest = -(-ahead // order.lanes), int(split.samples.min())
-    windows = 2 + rows // (order.window * shortest)
-    count = min(len(split), lanes * (windows * order.window + 1 + rows // shortest))
+    rows = -(-ahead // order.lanes)
+    between = int(np.searchsorted(np.cumsum(np.sort(split.samples)), rows, side="right"))
+    epoch_ends = 1 + ahead // order.total  # The shards on both sides of one may be there in part.
+    count = min(len(split), lanes * (2 * order.window + between + 2 * epoch_ends))
     sizes = split.bytes + index_bytes(0) + (split.samples * (index_bytes(1) - index_bytes(0)))
-    needed = int(np.sort(sizes)[-count:].sum())
+    needed = int(np.sort(sizes)[-count:].sum()) + _EVALUATION * int(sizes.max())
     if needed > cache.limit_bytes:
         raise ConfigError(
-            f"cache_bytes must hold the {count} shards that are open together, {needed:,} bytes; got "
+            f"cache_bytes must hold the {count + _EVALUATION} shards that are open together, {needed:,} bytes; got "
             f"{cache.limit_bytes:,} for {cache.folder}. Raise it, or take a smaller window (now {order.window})."
         )
 

@@ -317,7 +317,7 @@ def _options(protocol: str, patience: Patience) -> dict[str, Any]:
         once = {"max_attempts": 1, "mode": "standard"}
         return merged("config_kwargs", connect_timeout=silence, read_timeout=silence, retries=once)
     if protocol in ("gs", "gcs"):
-        return merged("session_kwargs", timeout=_client_timeout(silence))
+        return {"requests_timeout": _client_timeout(silence), **conf.get(protocol, {})}
     return {}
 
 
