@@ -16,8 +16,9 @@ FAULTS = ("busy", "reset", "reset midway", "truncated", "short", "stalled", "sta
 class FaultyServer:
     """Serves the files of a folder, with ranges; a context manager.
 
-    `plan["name"]` is a list of faults for the next requests for that file, `always["name"]` the fault of all requests;
-    the name "*" stands for every file.
+    It answers as a bucket would too, where the folder holds one folder for each bucket. `plan["name"]` is a list of
+    faults for the next requests for that file, `always["name"]` the fault of all requests; the name "*" stands for
+    every file.
     """
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
@@ -40,6 +41,14 @@ class FaultyServer:
                     server._answer(self)
                 except ConnectionError:
                     self.close_connection = True
+
+            def do_HEAD(self) -> None:
+                path = server.folder / self.path.lstrip("/")
+                self.send_response(200 if path.is_file() else 404)
+                self.send_header("Content-Length", str(path.stat().st_size if path.is_file() else 0))
+                self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+                self.send_header("ETag", '"x"')
+                self.end_headers()
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -83,8 +92,9 @@ class FaultyServer:
             data = data[: len(data) // 2]
         status, asked = 200, request.headers.get("Range") if self.ranges else None
         if asked:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            status, data = (206, data[start:]) if start < len(data) else (416, b"")
+            start, _, last = asked.removeprefix("bytes=").partition("-")
+            part = slice(int(start), int(last) + 1 if last else None)
+            status, data = (206, data[part]) if int(start) < len(data) else (416, b"")
         if not fault or fault in ("short", "wrong bytes"):
             return self._send(request, status, data)
         self._send(request, status, data[: len(data) // 2], len(data))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 
 from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError, ShardError, TransportError, UserError
@@ -157,6 +158,7 @@ def test_buckets_are_read_like_folders(shards, monkeypatch):
     try:
         host, port = moto.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()
         from pipeline.remote import filesystem
 
         system, _ = filesystem("s3://faces", PATIENT)
@@ -176,7 +178,36 @@ def test_buckets_are_read_like_folders(shards, monkeypatch):
         moto.stop()
 
 
+@pytest.fixture
+def bucket(tmp_path: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A server that s3:// means, with the set at s3://faces/tiny."""
+    shutil.copytree(shards.folder, tmp_path / "buckets/faces/tiny")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with FaultyServer(tmp_path / "buckets") as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield running
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 # With faults
+
+
+@pytest.mark.parametrize("fault", ["busy", "truncated", "stalled midway"])
+def test_a_bucket_that_fails_for_a_while_leaves_no_trace(bucket, shards, fault):
+    for name in ("shardset.json", f"{VICTIM}.tar", f"{VICTIM}.index"):
+        bucket.plan[f"faces/tiny/{name}"] = [fault, fault]
+    assert_same(load("s3://faces/tiny", 5), load(shards, 5))
+    assert bucket.requests.count(f"faces/tiny/{VICTIM}.tar") == 3
+
+
+def test_a_bucket_that_fails_for_good_is_named(bucket):
+    bucket.always[f"faces/tiny/{VICTIM}.tar"] = "truncated"
+    with pytest.raises(TransportError, match=rf"^fetch: s3://faces/tiny/{VICTIM}\.tar must be .* at attempt 2\."):
+        load("s3://faces/tiny", patience=HASTY)
+    assert not fetch_threads()
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "wrong bytes"])
