@@ -56,14 +56,10 @@ Report = Callable[[int, int], None]
 
 def describe_request(source: Source, plan: Plan, settings: Settings) -> dict[str, Any]:
     """What the set is a function of, in the form that `shardset.json` records; no absolute path is in it."""
-    recipe = settings.recipe
     tables = {"attributes_sha256": plan.attributes, "partition_sha256": plan.partition}
     return {
         "settings": {
-            "size": recipe.size,
-            "crop": recipe.crop,
-            "encode": recipe.encoding,
-            "quality": recipe.quality if recipe.encoding in ("jpeg", "webp") else None,
+            **settings.recipe.describe(),
             "val_fraction": settings.val_fraction if plan.partition is None else None,
             "shard_samples": settings.shard_samples,
             "seed": settings.seed,

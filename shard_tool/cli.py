@@ -67,12 +67,22 @@ class MakeShards(Common):
     """Height and width of the samples, pixels."""
     out: Path | None = None
     """Folder for the set; by default shards/<name of the source>-<size>."""
-    crop: Literal["center", "none"] | int = "center"
-    """center: the largest centred square; N: a centred square of N pixels; none: stretch the whole photo."""
+    crop: Literal["center", "pad", "stretch", "none"] | int = "center"
+    """center: the largest centred square; N: a centred square of N pixels; pad: the whole photo, with background on two
+    sides; stretch, or none: the whole photo, stretched to a square."""
     encode: Literal["jpeg", "png", "webp", "raw"] = "jpeg"
     """Encoding of the samples; raw (.npy) needs no decoding and the most space."""
     quality: int = 95
-    """Quality of jpeg (4:4:4) and webp, 1 to 100."""
+    """Quality of jpeg and webp, 1 to 100."""
+    subsampling: Literal["444", "420"] = "444"
+    """Of jpeg: 444 keeps a colour for each pixel; 420 one for four pixels, which saves about a fifth of the space."""
+    background: str = "white"
+    """What lies behind transparent pixels and beside padded photos: white, black or #rrggbb."""
+    upscale: bool = False
+    """Enlarge photos that are smaller than the samples. Otherwise they are rejected."""
+    exact: bool = False
+    """Decode every pixel of large JPEG photos. Otherwise they are decoded at a fraction of their size, several times as
+    fast, and hardly a pixel differs by more than a level or two."""
     val_fraction: float = 0.05
     """Share of the photos for the val split, where no list_eval_partition.csv says which."""
     shard_samples: int = 4096
@@ -176,7 +186,16 @@ def _draw_faces(command: DrawFaces) -> None:
 
 def _make_shards(command: MakeShards) -> None:
     settings = Settings(
-        Recipe(command.size, command.crop, command.encode, command.quality),
+        Recipe(
+            command.size,
+            "stretch" if command.crop == "none" else command.crop,
+            command.encode,
+            command.quality,
+            command.subsampling,
+            command.background,
+            command.upscale,
+            command.exact,
+        ),
         val_fraction=command.val_fraction,
         shard_samples=command.shard_samples,
         seed=command.seed,

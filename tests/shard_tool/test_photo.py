@@ -86,7 +86,7 @@ def test_a_transparent_colour_is_laid_over_white(encoded: Encoded, mode: str) ->
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("crop", ["center", "none", 151])
+@pytest.mark.parametrize("crop", ["center", "stretch", 151])
 def test_photos_stand_upright(picture: Pixels, encoded: Encoded, orientation: int, crop: int | str) -> None:
     image = picture(3, (200, 260))
     exif = Image.Exif()
@@ -167,7 +167,7 @@ def test_no_damage_is_more_than_a_rejection(picture: Pixels, encoded: Encoded) -
 def test_small_photos_are_never_enlarged(picture: Pixels, encoded: Encoded) -> None:
     small = encoded(picture(9, (63, 200)), "PNG")
     assert reason(small) == "smaller than the target"
-    assert reason(small, Recipe(64, "none", "png", 95)) == "smaller than the target"
+    assert reason(small, Recipe(64, "stretch", "png", 95)) == "smaller than the target"
     assert reason(encoded(picture(9, (100, 139)), "PNG"), Recipe(64, 140, "png", 95)) == "smaller than the crop"
     assert len(make_sample(encoded(picture(9, (64, 64)), "PNG"), RECIPE)) > 0
 
@@ -179,7 +179,7 @@ def test_the_crop_is_the_centre(encoded: Encoded) -> None:
     # Antialiasing mixes a little of what lies beyond the crop into its outermost pixels.
     assert pixels(data, Recipe(50, 100, "png", 95))[2:-2, 2:-2].min() > 250
     assert pixels(data, Recipe(50, "center", "png", 95))[:, 0].max() == 0
-    stretched = pixels(data, Recipe(60, "none", "png", 95))
+    stretched = pixels(data, Recipe(60, "stretch", "png", 95))
     assert stretched[30, 30].tolist() == [255] * 3
     assert stretched[30, 15].tolist() == [0] * 3
 

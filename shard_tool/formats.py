@@ -1,0 +1,101 @@
+"""Which image a file is, told by its first bytes and never by its name; or the reason why it is none."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+
+# Plugins are imported by name: Pillow's own search for one would load forty more, at the first damaged file.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEIC_EXTRA = "pip install 'leanstream[heic]'"
+_OTHER_FORMATS = (
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "a Photoshop file"),
+    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
+    (b"%PDF", "PDF"),
+    (b"<svg", "SVG"),
+)
+"""First bytes of images that nothing here decodes: a person should read their name, and not `not an image`."""
+
+
+class PhotoError(Exception):
+    """This input can never become a sample. `reason` is one of a few fixed phrases, `detail` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image in `data`, its header read and no pixel decoded.
+
+    Raises `PhotoError` where it is of no format that can be read; whatever a decoder raises where it is damaged.
+    """
+    if not data:
+        raise PhotoError("empty file")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+            return _open_heic(data)
+        raise PhotoError(*_what_it_is(data)) from None
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise PhotoError(
+            "image format not supported", f"HEIC, as phones make it; {_HEIC_EXTRA} makes it readable"
+        ) from None
+    try:
+        image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    except SyntaxError as error:
+        raise PhotoError("damaged image", f"HEIC: {error}") from None
+    return image
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Keep Pillow's warnings from the person's terminal: what matters of them becomes a rejection."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _what_it_is(data: bytes) -> tuple[str, str]:
+    """Reason and detail for bytes that no decoder takes."""
+    if data[:4] == b"\0\5\x16\7":
+        return "not an image", "a macOS resource fork (AppleDouble), which copies between systems leave behind"
+    for start, name in _OTHER_FORMATS:
+        if data.startswith(start):
+            return "image format not supported", f"{name}; save it as JPEG or PNG"
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("ascii", "replace")
+        return "image format not supported", f"brand '{brand}', perhaps a film; save it as JPEG or PNG"
+    if not data.strip(b"\0"):
+        return "not an image", f"{len(data):,} zero bytes"
+    return "not an image", f"it begins with {data[:12]!r}"
