@@ -18,11 +18,23 @@ from PIL import (  # noqa: F401
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEIC_EXTRA = "pip install 'leanstream[heic]'"
+_OUR_FORMATS = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WebP"),
+    (4, b"ftypavi", "AVIF"),
+)
+"""Offset and first bytes of the formats that are read: where they stand in front of nonsense, the file is damaged."""
 _OTHER_FORMATS = (
     (b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -90,6 +102,11 @@ def _what_it_is(data: bytes) -> tuple[str, str]:
     """Reason and detail for bytes that no decoder takes."""
     if data[:4] == b"\0\5\x16\7":
         return "not an image", "a macOS resource fork (AppleDouble), which copies between systems leave behind"
+    for offset, start, name in _OUR_FORMATS:
+        if data.startswith(start, offset):
+            if name in ("WebP", "AVIF") and not features.check(name.lower()):
+                return "image format not supported", f"{name}; this Pillow was built without it"
+            return "damaged image", f"it begins as {name}, and its header makes no sense"
     for start, name in _OTHER_FORMATS:
         if data.startswith(start):
             return "image format not supported", f"{name}; save it as JPEG or PNG"
