@@ -49,7 +49,7 @@ def test_an_unknown_option_is_the_users_error() -> None:
     ("option", "complaint"),
     [
         (("--size", 0), "size must be at least 1 pixel; got 0."),
-        (("--crop", 15), "crop must be center, none or at least the size, 16; got 15."),
+        (("--crop", 15), "crop must be center, pad, stretch or at least the size, 16; got 15."),
         (("--quality", 101), "quality must be from 1 to 100; got 101."),
         (("--val-fraction", 1), "val-fraction must be from 0 to below 1; got 1.0."),
         (("--shard-samples", 0), "shard-samples must be at least 1; got 0."),

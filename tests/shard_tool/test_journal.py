@@ -76,9 +76,12 @@ def test_a_group_whose_files_suffered_is_built_again(
     ("options", "difference"),
     [
         (("--size", 24), "size 24 (was begun with 16)"),
-        (("--crop", "none"), "crop none (was begun with center)"),
+        (("--crop", "none"), "crop stretch (was begun with center)"),
         (("--crop", 100), "crop 100 (was begun with center)"),
-        (("--encode", "png"), "encode png (was begun with jpeg), quality none (was begun with 95)"),
+        (
+            ("--encode", "png"),
+            "encode png (was begun with jpeg), quality none (was begun with 95), subsampling none (was begun with 444)",
+        ),
         (("--quality", 90), "quality 90 (was begun with 95)"),
         (("--val-fraction", 0.1), "val_fraction 0.1 (was begun with 0.05)"),
         (("--shard-samples", 6), "shard_samples 6 (was begun with 5)"),
