@@ -11,6 +11,7 @@ Whatever is unusual about a file goes Pillow's way: this one answers None.
 
 import threading
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,6 +29,40 @@ MOST_PIXELS = 4_000_000
 """Decoded pixels of the largest photo that goes this way: the resampler takes copies."""
 
 _thread = threading.local()
+
+
+class PlainHeader(NamedTuple):
+    """What a decoder must know of a JPEG that has nothing but pixels in it."""
+
+    width: int
+    height: int
+    progressive: bool
+
+
+def plain_header(data: bytes) -> PlainHeader | None:
+    """The header of a JPEG without Exif, profile or Adobe's marker, grey or YCbCr; None for any other file.
+
+    Most photos of a prepared collection are such files, and this takes a tenth of the time of opening them with Pillow.
+    """
+    if Resizer is None or not data.startswith(b"\xff\xd8"):
+        return None
+    at, end = 2, len(data) - 10
+    while at < end and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind in _FRAMES:
+            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and width and height
+            return PlainHeader(width, height, _FRAMES[kind]) if plain else None
+        if kind not in _NOTHING_BUT_PIXELS:
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+_FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}
+"""Markers of the frame header of a sequential, an extended sequential and a progressive JPEG."""
+_NOTHING_BUT_PIXELS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xFE))
+"""Markers before it that change no colour: Huffman and quantization tables, restarts, JFIF, comments."""
 
 
 def decode_and_resize(data: bytes, width: int, height: int, scale: int, frame: Frame) -> NDArray[np.uint8] | None:

@@ -18,7 +18,7 @@ from shard_tool.colour import averageable, to_srgb
 from shard_tool.crop import Frame, frame_of
 from shard_tool.encode import encode, library_versions
 from shard_tool.formats import PhotoError, open_image, quiet_pillow
-from shard_tool.jpeg import decode_and_resize
+from shard_tool.jpeg import decode_and_resize, plain_header
 from shard_tool.recipe import Recipe
 
 __all__ = [
@@ -40,6 +40,7 @@ MARGINS = {8: 2.3, 4: 2.3, 2: 2.0}
 portraits missed 50 dB at 64 pixels; from 600 pixels nothing is lost."""
 
 _BIG_PIXELS = 5_000_000
+_PLENTY = contextlib.nullcontext()
 _one_big_photo = threading.Lock()
 """Photos of more pixels than `_BIG_PIXELS` are decoded one at a time, or memory would grow with the threads."""
 
@@ -67,6 +68,9 @@ def upright_square(data: bytes, recipe: Recipe) -> Image.Image:
 
 def _square_of(data: bytes, recipe: Recipe) -> Image.Image | NDArray[np.uint8]:
     try:
+        square = _plain_square(data, recipe)
+        if square is not None:
+            return square
         with open_image(data) as image:
             return _square(image, data, recipe)
     except (PhotoError, MemoryError):
@@ -77,19 +81,25 @@ def _square_of(data: bytes, recipe: Recipe) -> Image.Image | NDArray[np.uint8]:
         raise PhotoError("damaged image", f"{type(error).__name__}: {error}") from None
 
 
+def _plain_square(data: bytes, recipe: Recipe) -> NDArray[np.uint8] | None:
+    """The short way for a JPEG of which nothing but its size must be known; None where it is another file."""
+    header = plain_header(data)
+    if header is None or recipe.crop == "pad":
+        return None
+    width, height, progressive = header
+    _check_pixels(width, height)
+    frame = frame_of(width, height, recipe)
+    scale = _decode_scale(frame, recipe)
+    with _room_for(width, height, scale, progressive=progressive):
+        return decode_and_resize(data, width, height, scale, frame)
+
+
 def _square(image: Image.Image, data: bytes, recipe: Recipe) -> Image.Image | NDArray[np.uint8]:
     width, height = image.size
-    pixels = width * height
-    if pixels > MAX_PIXELS:
-        raise PhotoError("too many pixels", f"{width}x{height}, at most {MAX_PIXELS // 10**6} million are decoded")
+    _check_pixels(width, height)
     frame = frame_of(width, height, recipe)
-    scale = 1
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        if not recipe.exact:
-            scale = _decode_scale(frame)
-        if not image.info.get("progressive"):
-            pixels //= scale * scale  # A progressive file keeps its coefficients at full size.
-    with _one_big_photo if pixels > _BIG_PIXELS else contextlib.nullcontext():
+    scale = _decode_scale(frame, recipe) if isinstance(image, JpegImagePlugin.JpegImageFile) else 1
+    with _room_for(width, height, scale, progressive="progressive" in image.info):
         small = _decode_and_resize(image, data, scale, frame)
     profile, turn = image.info.get("icc_profile"), _UPRIGHT.get(_orientation(image))
     if isinstance(small, np.ndarray):
@@ -118,9 +128,22 @@ def _decode_and_resize(image: Image.Image, data: bytes, scale: int, frame: Frame
     return averageable(image).resize((frame.width, frame.height), Image.Resampling.LANCZOS, frame.box(scale))
 
 
-def _decode_scale(frame: Frame) -> int:
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PhotoError("too many pixels", f"{width}x{height}, at most {MAX_PIXELS // 10**6} million are decoded")
+
+
+def _decode_scale(frame: Frame, recipe: Recipe) -> int:
     """How many times smaller a JPEG may be decoded."""
+    if recipe.exact:
+        return 1
     return next((scale for scale, margin in MARGINS.items() if frame.shrink >= margin * scale), 1)
+
+
+def _room_for(width: int, height: int, scale: int, *, progressive: bool) -> contextlib.AbstractContextManager[object]:
+    # A progressive file keeps its coefficients at full size.
+    pixels = width * height if progressive else width * height // (scale * scale)
+    return _one_big_photo if pixels > _BIG_PIXELS else _PLENTY
 
 
 def _orientation(image: Image.Image) -> int:

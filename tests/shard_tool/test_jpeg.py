@@ -10,7 +10,7 @@ from PIL import Image
 from shard_tool import jpeg
 from shard_tool.photo import MARGINS, Recipe, make_sample, quiet_pillow, upright_square
 from tests.shard_tool.conftest import DATA
-from tests.shard_tool.pictures import RECIPE, cmyk_jpeg, pixels, psnr, save
+from tests.shard_tool.pictures import RECIPE, cmyk_jpeg, pixels, psnr, save, wide_gamut_profile, with_orientation
 
 
 def sizes_decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -54,6 +54,32 @@ class TestTheFastWay:
             assert scale == 1 or min(width, height) / scale >= MARGINS[scale] * 64
             larger = [other for other, margin in MARGINS.items() if other > scale]
             assert all(min(width, height) / other < MARGINS[other] * 64 for other in larger)
+
+    @pytest.mark.parametrize("size", [(300, 200), (65500, 3)])
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"hello"}, {"restart_marker_rows": 1}])
+    def test_a_plain_header_is_read_without_pillow(self, size, options) -> None:
+        for mode in ("RGB", "L"):
+            data = save(Image.new(mode, size), "JPEG", **options)
+            assert jpeg.plain_header(data) == (*size, "progressive" in options)
+
+    def test_whoever_says_more_than_pixels_has_no_plain_header(self, picture) -> None:
+        image = picture(0)
+        others = [
+            save(image, "JPEG", exif=with_orientation(6)),
+            save(image, "JPEG", icc_profile=wide_gamut_profile()),
+            save(image, "JPEG", xmp=b"<x/>"),
+            cmyk_jpeg((1, 2, 3, 4)),
+            cmyk_jpeg((1, 2, 3, 4), adobe=False),
+            save(image, "PNG"),
+            save(image, "MPO", save_all=True, append_images=[picture(1)]),
+        ]
+        assert [jpeg.plain_header(data) for data in others] == [None] * len(others)
+
+    def test_the_beginnings_of_a_file_have_its_header_or_none(self, picture) -> None:
+        data = save(picture(0), "JPEG", comment=b"c" * 30)
+        found = [jpeg.plain_header(data[:length]) for length in range(700)]
+        assert set(found) == {None, (200, 240, False)}
+        assert found == sorted(found, key=lambda header: header is not None)
 
     def test_exact_decodes_every_pixel(self, picture, monkeypatch) -> None:
         data = save(picture(0, (600, 610)), "JPEG")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from shard_tool import photo
 from shard_tool.photo import make_sample, quiet_pillow, upright_square
-from tests.shard_tool.pictures import RECIPE, png_header, reason, save
+from tests.shard_tool.pictures import RECIPE, png_header, reason, save, wide_gamut_profile
 
 
 def test_damaged_metadata_costs_no_photo(picture) -> None:
@@ -28,12 +28,21 @@ def test_a_photo_is_too_large_before_a_pixel_is_decoded(monkeypatch: pytest.Monk
     assert reason(png_header(10_001, 10_000)) == "too many pixels"
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_big_photos_are_decoded_one_at_a_time(picture, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("PNG", "_decode_and_resize", {}),
+        ("JPEG", "decode_and_resize", {}),
+        ("JPEG", "_decode_and_resize", {"icc_profile": wide_gamut_profile()}),
+    ],
+)
+def test_big_photos_are_decoded_one_at_a_time(
+    picture, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, options: dict[str, object]
+) -> None:
     monkeypatch.setattr("shard_tool.photo._BIG_PIXELS", 1000)
-    data = save(picture(0, (400, 400)), kind)
+    data = save(picture(0, (400, 400)), kind, **options)
     inside, most = 0, 0
-    work = photo._decode_and_resize
+    work = getattr(photo, name)
 
     def spy(*arguments: Any) -> Any:
         nonlocal inside, most
@@ -44,7 +53,7 @@ def test_big_photos_are_decoded_one_at_a_time(picture, monkeypatch: pytest.Monke
         finally:
             inside -= 1
 
-    monkeypatch.setattr("shard_tool.photo._decode_and_resize", spy)
+    monkeypatch.setattr(photo, name, spy)
     threads = [threading.Thread(target=make_sample, args=(data, RECIPE)) for _ in range(8)]
     for thread in threads:
         thread.start()
