@@ -147,6 +147,8 @@ def _room_for(width: int, height: int, scale: int, *, progressive: bool) -> cont
 
 
 def _orientation(image: Image.Image) -> int:
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and not {"exif", "xmp"} & image.info.keys():
+        return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Metadata may be damaged in any way, and the pixels are good all the same.
