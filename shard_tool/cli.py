@@ -75,7 +75,7 @@ class MakeShards(Common):
     quality: int = 95
     """Quality of jpeg and webp, 1 to 100."""
     subsampling: Literal["444", "420"] = "444"
-    """Of jpeg: 444 keeps a colour for each pixel; 420 one for four pixels, which saves about a fifth of the space."""
+    """Of jpeg: 444 keeps a colour for each pixel; 420 one for four pixels, in less space."""
     background: str = "white"
     """What lies behind transparent pixels and beside padded photos: white, black or #rrggbb."""
     upscale: bool = False

@@ -22,6 +22,8 @@ from PIL import (  # noqa: F401
 )
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+_MOST_METADATA = 8 << 20
+"""Bytes of a PNG's profile or text. Pillow stops at one MiB, and profiles of scanners are larger."""
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEIC_EXTRA = "pip install 'leanstream[heic]'"
 _OUR_FORMATS = (
@@ -88,14 +90,15 @@ def _open_heic(data: bytes) -> Image.Image:
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Keep Pillow's warnings from the person's terminal: what matters of them becomes a rejection."""
-    limit = Image.MAX_IMAGE_PIXELS
+    pixels, chunk = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.MAX_IMAGE_PIXELS = None
+        PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, chunk
 
 
 def _what_it_is(data: bytes) -> tuple[str, str]:

@@ -113,6 +113,14 @@ def test_a_profile_that_is_damaged_or_of_something_else_is_ignored(profile: byte
         assert pixels(save(image, kind, icc_profile=profile)).reshape(-1, 3).tolist() == [[200, 80, 60]] * 4096
 
 
+def test_a_png_may_have_a_large_profile() -> None:
+    large = wide_gamut_profile() + np.random.default_rng(0).bytes(3 << 20)
+    image = Image.new("RGB", (150, 150), (200, 80, 60))
+    with quiet_pillow():
+        found = pixels(save(image, "PNG", icc_profile=large))
+    assert np.abs(found - true_srgb((200, 80, 60))).max() <= 2
+
+
 def test_a_profile_with_flipped_bytes_is_used_or_ignored() -> None:
     random = np.random.default_rng(0)
     good = np.frombuffer(wide_gamut_profile(), np.uint8)
