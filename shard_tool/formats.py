@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -91,14 +92,18 @@ def _open_heic(data: bytes) -> Image.Image:
 def quiet_pillow() -> Iterator[None]:
     """Keep Pillow's warnings from the person's terminal: what matters of them becomes a rejection."""
     pixels, chunk = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    logger = logging.getLogger("PIL")
+    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL + 1)
         Image.MAX_IMAGE_PIXELS = None
         PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, chunk
+            logger.setLevel(level)
 
 
 def _what_it_is(data: bytes) -> tuple[str, str]:

@@ -1,4 +1,5 @@
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 from shard_tool.formats import PhotoError, open_image
 from shard_tool.photo import quiet_pillow
-from tests.shard_tool.pictures import pixels, png_header, reason, save
+from tests.shard_tool.pictures import pixels, png_header, reason, save, tiff_16
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
@@ -95,6 +96,14 @@ def test_damaged_heic_is_rejected(picture) -> None:
 def test_a_photo_that_was_cut_off_is_rejected(picture, kind: str, share: float) -> None:
     data = save(picture(7), kind)
     assert reason(data[: int(len(data) * share)]) == "damaged image"
+
+
+def test_pillow_says_nothing_of_damaged_files(caplog: pytest.LogCaptureFixture) -> None:
+    strange = bytearray(tiff_16(np.zeros((80, 80, 3), np.uint16)))
+    where = strange.index(struct.pack("<HHII", 277, 3, 1, 3)) + 8
+    strange[where] = 200
+    assert reason(bytes(strange)) == "damaged image"
+    assert not caplog.records
 
 
 def test_pillow_is_left_as_it_was() -> None:
