@@ -1,8 +1,8 @@
 """The streaming loader: plain WebDataset shards in, batches out, exact from any position.
 
-    positions ──> order ──> (shard, row) ──> decode threads ──> batches, in order
-                            planned one       many reads a call,  into a buffer that
-                            block ahead       crc32, libjpeg      is used again
+    positions ──> order ──> (shard, row) ──> open shards ──> decode threads ──> batches, in order
+                            planned one       remote ones      many reads a call,  into a buffer that
+                            block ahead       fetched ahead    crc32, libjpeg      is used again
 
 Threads and not processes: libjpeg-turbo decodes without the interpreter lock, nothing is copied between processes,
 and memory does not grow with copies of the interpreter. What is ahead is bounded by `prefetch` batches.
