@@ -1,0 +1,61 @@
+"""mosaicml-streaming: MDS shards of the same bytes, worker processes, its own shuffle."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _declare_torchvision_operators() -> None:
+    """Let torchvision import beside a CPU build of torch, where its compiled half does not load.
+
+    `streaming` imports torchvision for a class that is not used here; no operator is ever called.
+    """
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:
+    _declare_torchvision_operators()
+
+from streaming import MDSWriter, StreamingDataset  # noqa: E402
+from streaming.base.util import clean_stale_shared_memory  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from benchmarks.loaders.samples import DECODERS, pixels, stored_bytes, tars  # noqa: E402
+from benchmarks.loaders.variants import Variant  # noqa: E402
+
+
+class _Images(StreamingDataset):
+    """Images [H, W, 3] as tensors."""
+
+    def __init__(self, data: Path, decoder: str, batch_size: int) -> None:
+        super().__init__(local=str(data), shuffle=True, batch_size=batch_size)
+        self._decode = DECODERS.get(decoder)
+
+    def __getitem__(self, at: Any) -> torch.Tensor:
+        image = super().__getitem__(at)["image"]
+        return torch.from_numpy(self._decode(image) if self._decode else image)
+
+
+def convert(source: Path, data: Path, encoding: str) -> None:
+    """Write the images of the shard set `source` into the MDS folder `data`."""
+    column = "bytes" if encoding == "jpeg" else "ndarray:uint8"
+    with MDSWriter(out=str(data), columns={"image": column}) as writer:
+        for tar in tars(source):
+            for sample in stored_bytes(tar):
+                writer.write({"image": sample if encoding == "jpeg" else pixels(sample)})
+
+
+def batches(source: Path, data: Path, variant: Variant, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
+    """Endless images [B, 3, H, W]."""
+    clean_stale_shared_memory()
+    dataset = _Images(data, variant.mode, batch_size)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, persistent_workers=True)
+    while True:
+        for images in loader:
+            yield images.permute(0, 3, 1, 2)

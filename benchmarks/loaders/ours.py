@@ -1,0 +1,16 @@
+"""This project's loader: the shard set as it is, threads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.loaders.variants import Variant
+from pipeline import StreamingLoader
+
+
+def batches(source: Path, data: Path, variant: Variant, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
+    """Endless images [B, 3, H, W], fully shuffled."""
+    with StreamingLoader(source, batch_size=batch_size, threads=workers) as loader:
+        for batch in loader:
+            yield batch.images
