@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/loader-benchmark"), help="folder that is kept")
     parser.add_argument("--size", type=int, default=64, help="pixels of the images")
     parser.add_argument("--images", type=int, help="how many (default: 50,000; 2,000 with --quick)")
+    parser.add_argument("--no-json", action="store_true", help="tars of images alone, the leanest that tars can be")
     parser.add_argument("--only", default="", help=f"some of {','.join(loader.name for loader in LOADERS)}")
     parser.add_argument("--encodings", default=",".join(ENCODINGS), help="jpeg, raw, or both")
     parser.add_argument("--batch", type=int, default=256, help="images in a batch")
@@ -99,10 +100,10 @@ def run(options: argparse.Namespace) -> int:
     work.mkdir(parents=True, exist_ok=True)
     count = options.images or (2_000 if options.quick else 50_000)
     photos = (options.photos or images.draw_photos(work / "drawn")).resolve()
-    sets = work / f"{photos.name}-{options.size}px-{count}"
+    sets = work / f"{photos.name}-{options.size}px-{count}{'-no-json' if options.no_json else ''}"
     print(f"{count:,} images of {options.size} px in {sets}", flush=True)
     if not sets.exists():
-        images.make_sets(images.list_photos(photos), sets, count, options.size)
+        images.make_sets(images.list_photos(photos), sets, count, options.size, without_json=options.no_json)
     seconds = options.seconds or (0.5 if options.quick else 4.0)
     task = Task("", "", "", "", count, options.size, options.batch, options.workers, options.cores, seconds)
     bench = Bench(work, sets, task, options.torch, options.installed)
@@ -127,14 +128,14 @@ def run(options: argparse.Namespace) -> int:
                 missing[variant.name] = str(reason)
                 print(f"{variant.name} failed: {reason}", flush=True)
                 continue
-            print(
-                f"round {number + 1}: {variant.name}: {rounds[-1][variant.name]['images_per_s']:,.0f} img/s", flush=True
-            )
+            speed = rounds[-1][variant.name]["images_per_s"]
+            print(f"round {number + 1}: {variant.name}: {speed:,.0f} img/s", flush=True)
     for name in missing:
         for figures in rounds:
             figures.pop(name, None)
     title = f"{count:,} images of {options.size} px, batch {options.batch}, {options.workers} threads or workers"
-    report.show(Console(), title, variants, rounds, missing)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    report.show(console, title, variants, rounds, missing)
     if options.json:
         options.json.write_text(json.dumps(_record(options, count, rounds, missing), indent=1) + "\n")
     return 0
@@ -165,14 +166,16 @@ def _compare(result: dict[str, object], bench: Bench, variant: Variant) -> None:
     if result["shapes"] != [f"torch.uint8 3x{size}x{size}"]:
         raise LoaderMissing(f"its batches must be uint8 [B, 3, {size}, {size}]; got {result['shapes']}")
     delivered = np.array(result["crc32"], np.uint32)
-    stored = np.load(bench.sets / f"{variant.encoding}-crc32.npy")
-    foreign = int((~np.isin(delivered, stored)).sum())
+    foreign, how = len(delivered), "all as stored"
+    for reference in sorted(bench.sets.glob(f"{variant.encoding}*-crc32.npy")):
+        others = int((~np.isin(delivered, np.load(reference))).sum())
+        if others < foreign:
+            foreign = others
+            how = "all with the fast, approximate DCT" if "fast" in reference.name else "all as stored"
     if foreign:
         raise LoaderMissing(f"its images must be the stored ones; got {foreign:,} of {len(delivered):,} that are not")
     distinct = len(np.unique(delivered))
-    print(
-        f"{variant.name}: {distinct:,} distinct images in {len(delivered):,}, all of them the stored ones", flush=True
-    )
+    print(f"{variant.name}: {len(delivered):,} images checked, {distinct:,} distinct, {how}", flush=True)
 
 
 def measure(bench: Bench, variant: Variant) -> dict[str, float]:

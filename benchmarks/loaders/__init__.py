@@ -5,7 +5,8 @@
     environments.py    a virtual environment for each loader: they cannot live together
     measure.py         the process that measures one variant; runs in the loader's own environment
     report.py          medians, ratios and requirements of a whole run
-    samples.py         the stored bytes read back, and decoders, for formats that hold plain bytes
+    samples.py         the stored bytes read back, for conversions
+    decoders.py        JPEG bytes -> pixels, for formats that leave the decoding to their user
 
 A loader's file has `batches(...)`, an endless iterator of uint8 images [B, 3, H, W], and, where it has a format of its
 own, `convert(...)`. Its imports stand at the top: importing the file is the import that timings leave out.

@@ -19,4 +19,5 @@ def batches(source: Path, data: Path, variant: Variant, batch_size: int, workers
     dataset = dataset.select_columns([column]).shuffle(seed=0, buffer_size=1000).repeat(None).with_format("torch")
     for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers):
         images = batch[column]
-        yield images if variant.encoding == "jpeg" else images.permute(0, 3, 1, 2)
+        # It takes an array of bytes for a list of numbers, and makes 64-bit integers of them.
+        yield images if variant.encoding == "jpeg" else images.to(torch.uint8).permute(0, 3, 1, 2)

@@ -2,13 +2,15 @@
 
     FOLDER/jpeg/   quality 95, colours at full resolution (4:4:4)
     FOLDER/raw/    .npy
-    FOLDER/jpeg-crc32.npy, raw-crc32.npy    of the pixels of each image, to tell whether a loader delivers them
+    FOLDER/jpeg-crc32.npy, jpeg-fast-crc32.npy, raw-crc32.npy
+            of the pixels of each image, to tell whether a loader delivers them; `fast` with the approximate DCT
 
-More images than photos come from crops of several sizes around the centre. Samples have no json: other formats have
-none either, and a loader of tars reads it all the same.
+More images than photos come from crops of several sizes around the centre. Each sample has a short json, as the shard
+tool writes it, unless `without_json` asks for the leanest set.
 """
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -36,6 +38,7 @@ SHARD_SAMPLES = 4096
 STEP_PIXELS = 10
 """Between the sizes of a photo's crops, where there is room for it."""
 _AHEAD = 256
+_JSON_BYTES = 96
 
 
 class SetWriter:
@@ -60,11 +63,13 @@ class SetWriter:
         splits = {"train": Split.of([vars(shard) for shard in self._shards])}
         ShardSet(self._folder, self._folder.name, self._size, 3, self._encoding, splits, (), ()).save()
 
-    def add(self, sample: bytes) -> None:
-        """Append one encoded image."""
+    def add(self, sample: bytes, source: str = "") -> None:
+        """Append one encoded image and, where `source` is given, a json that names it."""
         if self._writer is None:
             self._writer = ShardWriter(self._folder, f"train-{len(self._shards):06d}")
-        self._writer.add(f"{self._count:08d}", sample, SUFFIX[self._encoding])
+        # One length for all: raw samples lie at a constant stride.
+        meta = json.dumps({"source": source}).encode().ljust(_JSON_BYTES) if source else b""
+        self._writer.add(f"{self._count:08d}", sample, SUFFIX[self._encoding], meta)
         self._count += 1
         if self._writer.samples == self._shard_samples:
             self._close_shard()
@@ -91,31 +96,33 @@ def draw_photos(folder: Path) -> Path:
     return folder
 
 
-def make_sets(photos: Sequence[Path], folder: Path, images: int, size: int) -> None:
-    """Write both sets into `folder`, unless they are there; `UserError` where the photos are too few or too small."""
+def make_sets(photos: Sequence[Path], folder: Path, images: int, size: int, *, without_json: bool = False) -> None:
+    """Write both sets into `folder`, unless it is there; `UserError` where the photos are too few or too small."""
     if folder.exists():
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shard_samples = min(SHARD_SAMPLES, -(-images // 8))
-    crc32: dict[str, list[int]] = {encoding: [] for encoding in ENCODINGS}
+    crc32: dict[str, list[int]] = {name: [] for name in (*ENCODINGS, "jpeg-fast")}
     with contextlib.ExitStack() as stack:
         writers = {
             encoding: stack.enter_context(SetWriter(partial / encoding, size, encoding, shard_samples))
             for encoding in ENCODINGS
         }
         for number, (jpeg, raw) in zip(range(images), _samples(photos, images, size), strict=False):
-            writers["jpeg"].add(jpeg)
-            writers["raw"].add(raw)
+            source = "" if without_json else f"{number:08d}.jpg"
+            writers["jpeg"].add(jpeg, source)
+            writers["raw"].add(raw, source)
             crc32["jpeg"].append(zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB")))
+            crc32["jpeg-fast"].append(zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True)))
             crc32["raw"].append(zlib.crc32(raw[-3 * size * size :]))
             if number % 10_000 == 9_999:
                 print(f"  {number + 1:,} of {images:,} images", flush=True)
-    for encoding, values in crc32.items():
+    for name, values in crc32.items():
         distinct = np.unique(np.array(values, np.uint32))
         if len(distinct) < images:
             raise UserError(f"the {images:,} images must differ; got {len(distinct):,} that do. Give other photos.")
-        np.save(partial / f"{encoding}-crc32.npy", distinct)
+        np.save(partial / f"{name}-crc32.npy", distinct)
     partial.rename(folder)
 
 

@@ -20,12 +20,16 @@ from benchmarks.loaders.variants import Variant
 def images_per_s(source: Path, variant: Variant, batch_size: int, workers: int, seconds: float) -> float:
     """Images a second over at least `seconds`, after a warm-up."""
     stored = [sample for tar in tars(source) for sample in stored_bytes(tar)]
-    fill = _decoder(stored, batch_size) if variant.encoding == "jpeg" else _gatherer(stored, batch_size)
+    fill = (
+        _decoder(stored, batch_size, variant.mode.endswith("fast"))
+        if variant.encoding == "jpeg"
+        else _gatherer(stored, batch_size)
+    )
     _run(fill, len(stored), batch_size, workers, seconds / 4)
     return _run(fill, len(stored), batch_size, workers, seconds)
 
 
-def _decoder(stored: list[bytes], batch_size: int) -> Callable[[], Callable[[NDArray[np.int64]], None]]:
+def _decoder(stored: list[bytes], batch_size: int, fast: bool) -> Callable[[], Callable[[NDArray[np.int64]], None]]:
     height, width, _, _ = simplejpeg.decode_jpeg_header(stored[0])
 
     def in_thread() -> Callable[[NDArray[np.int64]], None]:
@@ -34,7 +38,7 @@ def _decoder(stored: list[bytes], batch_size: int) -> Callable[[], Callable[[NDA
 
         def fill(rows: NDArray[np.int64]) -> None:
             for row, place in zip(rows.tolist(), places, strict=False):
-                simplejpeg.decode_jpeg(stored[row], "RGB", buffer=place)
+                simplejpeg.decode_jpeg(stored[row], "RGB", fastdct=fast, buffer=place)
 
         return fill
 

@@ -9,7 +9,8 @@ import torch
 from litdata import StreamingDataLoader, StreamingDataset, optimize
 from numpy.typing import NDArray
 
-from benchmarks.loaders.samples import DECODERS, pixels, stored_bytes, tars
+from benchmarks.loaders.decoders import DECODERS
+from benchmarks.loaders.samples import pixels, stored_bytes, tars
 from benchmarks.loaders.variants import Variant
 
 

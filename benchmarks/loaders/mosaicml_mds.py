@@ -6,28 +6,22 @@ from typing import Any
 
 import torch
 
-
-def _declare_torchvision_operators() -> None:
-    """Let torchvision import beside a CPU build of torch, where its compiled half does not load.
-
-    `streaming` imports torchvision for a class that is not used here; no operator is ever called.
-    """
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
 try:
     import torchvision  # noqa: F401
 except RuntimeError:
-    _declare_torchvision_operators()
+    # Beside a CPU build of torch its compiled half does not load, and its Python half stumbles over operators that it
+    # lacks. `streaming` imports it for a class that is not used here, and calls no operator: declaring them is enough.
+    _operators = torch.library.Library("torchvision", "DEF")  # They last as long as this object.
+    for _name in ("nms", "qnms"):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from streaming import MDSWriter, StreamingDataset  # noqa: E402
-from streaming.base.util import clean_stale_shared_memory  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+from streaming import MDSWriter, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
+from torch.utils.data import DataLoader
 
-from benchmarks.loaders.samples import DECODERS, pixels, stored_bytes, tars  # noqa: E402
-from benchmarks.loaders.variants import Variant  # noqa: E402
+from benchmarks.loaders.decoders import DECODERS
+from benchmarks.loaders.samples import pixels, stored_bytes, tars
+from benchmarks.loaders.variants import Variant
 
 
 class _Images(StreamingDataset):

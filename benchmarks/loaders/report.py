@@ -87,7 +87,7 @@ def show(
         table.add_column(column, justify="right")
     for variant in variants:
         if variant.name in missing:
-            table.add_row(_label(variant), missing[variant.name].split(":")[0])
+            table.add_row(_label(variant), "none")
             continue
         table.add_row(_label(variant), *_cells(variant, rounds))
     console.print(table)

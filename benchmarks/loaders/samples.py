@@ -1,14 +1,12 @@
-"""The stored bytes of a shard set read back in order, and decoders for formats that hold plain bytes."""
+"""The stored bytes of a shard set read back in order, for what is converted from it."""
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 
 def tars(folder: Path) -> list[Path]:
@@ -31,20 +29,3 @@ def pixels(data: bytes) -> NDArray[np.uint8]:
     """The array [H, W, 3] in an `.npy` file."""
     image: NDArray[np.uint8] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     return image
-
-
-def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
-
-
-def _decode_with_simplejpeg(data: bytes) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
-    return image
-
-
-DECODERS: dict[str, Callable[[bytes], NDArray[np.uint8]]] = {
-    "pillow": _decode_with_pillow,
-    "simplejpeg": _decode_with_simplejpeg,
-}
-"""JPEG bytes -> [H, W, 3]."""

@@ -66,6 +66,7 @@ LOADERS = (OURS, LIMIT, WEBDATASET, DATASETS, MOSAICML, LITDATA, FFCV)
 
 VARIANTS = (
     Variant(LIMIT, "jpeg", "simplejpeg"),
+    Variant(LIMIT, "jpeg", "simplejpeg-fast"),
     Variant(OURS, "jpeg"),
     Variant(FFCV, "jpeg"),
     Variant(WEBDATASET, "jpeg"),
