@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         for figures in rounds:
             figures.pop(name, None)
     title = f"{count:,} images of {options.size} px, batch {options.batch}, {options.workers} threads or workers"
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     report.show(console, title, variants, rounds, missing)
     if options.json:
         options.json.write_text(json.dumps(_record(options, count, rounds, missing), indent=1) + "\n")

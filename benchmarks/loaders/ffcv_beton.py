@@ -1,8 +1,8 @@
 """ffcv: one .beton file, threads, code compiled by numba.
 
 ffcv's own field encodes JPEG anew, with the colours at half resolution; `_StoredJpeg` puts in the bytes as they are, so
-that its decoder has the same work as the others'. What is read back is the library's own field and decoder, which always
-takes libjpeg-turbo's fast, approximate DCT.
+that its decoder has the same work as the others'. What is read back is the library's own field and decoder, which
+always takes libjpeg-turbo's fast, approximate DCT.
 """
 
 import io

@@ -81,7 +81,7 @@ def show(
 ) -> None:
     """Print the table of all variants, why some are missing, and the requirements."""
     table = Table(title=title)
-    table.add_column("loader")
+    table.add_column("loader", no_wrap=True)
     columns = ("img/s", "lowest-highest", "img/s, first pass", "first batch, s", "peak PSS, MiB", "x webdataset")
     for column in columns:
         table.add_column(column, justify="right")
