@@ -10,12 +10,13 @@ tool writes it, unless `without_json` asks for the leanest set.
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -97,32 +98,45 @@ def draw_photos(folder: Path) -> Path:
 
 
 def make_sets(photos: Sequence[Path], folder: Path, images: int, size: int, *, without_json: bool = False) -> None:
-    """Write both sets into `folder`, unless it is there; `UserError` where the photos are too few or too small."""
+    """Write both sets of distinct images into `folder`, unless it is there.
+
+    `UserError` where the photos are too few, too small or too much alike.
+    """
     if folder.exists():
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shard_samples = min(SHARD_SAMPLES, -(-images // 8))
-    crc32: dict[str, list[int]] = {name: [] for name in (*ENCODINGS, "jpeg-fast")}
+    crc32: dict[str, dict[int, None]] = {name: {} for name in (*ENCODINGS, "jpeg-fast")}
+    count = 0
     with contextlib.ExitStack() as stack:
+        samples = stack.enter_context(contextlib.closing(_samples(photos, size, -(-images // len(photos)))))
         writers = {
             encoding: stack.enter_context(SetWriter(partial / encoding, size, encoding, shard_samples))
             for encoding in ENCODINGS
         }
-        for number, (jpeg, raw) in zip(range(images), _samples(photos, images, size), strict=False):
-            source = "" if without_json else f"{number:08d}.jpg"
+        for jpeg, raw in samples:
+            found = {
+                "jpeg": zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB")),
+                "jpeg-fast": zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True)),
+                "raw": zlib.crc32(raw[-3 * size * size :]),
+            }
+            if any(value in crc32[name] for name, value in found.items()):
+                continue  # Collections hold some photos twice.
+            for name, value in found.items():
+                crc32[name][value] = None
+            source = "" if without_json else f"{count:08d}.jpg"
             writers["jpeg"].add(jpeg, source)
             writers["raw"].add(raw, source)
-            crc32["jpeg"].append(zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB")))
-            crc32["jpeg-fast"].append(zlib.crc32(simplejpeg.decode_jpeg(jpeg, "RGB", fastdct=True)))
-            crc32["raw"].append(zlib.crc32(raw[-3 * size * size :]))
-            if number % 10_000 == 9_999:
-                print(f"  {number + 1:,} of {images:,} images", flush=True)
+            count += 1
+            if count % 10_000 == 0:
+                print(f"  {count:,} of {images:,} images", flush=True)
+            if count == images:
+                break
+        else:
+            raise UserError(f"photos must give {images:,} distinct images; got {count:,} of them. Give more photos.")
     for name, values in crc32.items():
-        distinct = np.unique(np.array(values, np.uint32))
-        if len(distinct) < images:
-            raise UserError(f"the {images:,} images must differ; got {len(distinct):,} that do. Give other photos.")
-        np.save(partial / f"{name}-crc32.npy", distinct)
+        np.save(partial / f"{name}-crc32.npy", np.array(list(values), np.uint32))
     partial.rename(folder)
 
 
@@ -136,21 +150,22 @@ def crop_sizes(side: int, size: int, count: int) -> list[int]:
     return [side - step * number for number in range(count)]
 
 
-def _samples(photos: Sequence[Path], images: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    crops = -(-images // len(photos))
+def _samples(photos: Sequence[Path], size: int, crops: int) -> Generator[tuple[bytes, bytes], None, None]:
+    """`crops` samples of each photo as JPEG and raw, and after them one more of each, in place of those alike."""
 
-    def work(path: Path) -> list[tuple[bytes, bytes]]:
+    def work(path: Path, wanted: slice) -> list[tuple[bytes, bytes]]:
         data = path.read_bytes()
         with Image.open(path) as image:
             side = min(image.size)
         made = []
-        for crop in crop_sizes(side, size, crops):
+        for crop in crop_sizes(side, size, crops + 1)[wanted]:
             jpeg, raw = (Recipe(size, crop, encoding, QUALITY) for encoding in ("jpeg", "raw"))
             square = upright_square(data, jpeg)
             made.append((encode(square, jpeg), encode(square, raw)))
         return made
 
     with ThreadPoolExecutor(usable_cores()) as executor:
-        for first in range(0, len(photos), _AHEAD):
-            for made in executor.map(work, photos[first : first + _AHEAD]):
-                yield from made
+        for wanted in (slice(crops), slice(crops, None)):
+            for first in range(0, len(photos), _AHEAD):
+                for made in executor.map(work, photos[first : first + _AHEAD], itertools.repeat(wanted)):
+                    yield from made
