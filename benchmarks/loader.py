@@ -205,8 +205,9 @@ def perform(task: Task, bench: Bench, variant: Variant, timeout_s: float) -> tup
     task_file, result_file, log = (logs / f"{task.action}-{variant.name}.{kind}" for kind in ("task", "json", "txt"))
     write_task(task_file, task)
     result_file.unlink(missing_ok=True)
-    # Some loaders keep caches under the home folder, and ask a hub for what lies on this disk.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    if not bench.installed:
+        environment["HOME"] = str(home)  # Some loaders keep caches there.
     command = [bench.python(variant), "-m", "benchmarks.loaders.measure", task_file, result_file]
     with open(log, "w") as file:
         process = subprocess.Popen(

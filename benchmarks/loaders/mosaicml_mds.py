@@ -38,7 +38,10 @@ class _Images(StreamingDataset):
 
 def convert(source: Path, data: Path, encoding: str) -> None:
     """Write the images of the shard set `source` into the MDS folder `data`."""
-    column = "bytes" if encoding == "jpeg" else "ndarray:uint8"
+    column = "bytes"
+    if encoding == "raw":
+        height, width, channels = pixels(next(stored_bytes(tars(source)[0]))).shape
+        column = f"ndarray:uint8:{height},{width},{channels}"  # With the shape, no sample has to state it.
     with MDSWriter(out=str(data), columns={"image": column}) as writer:
         for tar in tars(source):
             for sample in stored_bytes(tar):
