@@ -17,9 +17,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +32,7 @@ from benchmarks.loaders import environments, images, report  # noqa: E402
 from benchmarks.loaders.environments import LoaderMissing  # noqa: E402
 from benchmarks.loaders.measure import Task, write_task  # noqa: E402
 from benchmarks.loaders.variants import ENCODINGS, LOADERS, Variant, chosen  # noqa: E402
-from pipeline.errors import UserError, report_error  # noqa: E402
+from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import PeakMemory  # noqa: E402
 
 PSS_INTERVAL_S = 0.2
@@ -89,7 +90,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         return run(options)
-    except (UserError, OSError) as error:
+    except (LeanstreamError, OSError) as error:
         return report_error(error, "running the benchmark")
 
 
@@ -116,29 +117,34 @@ def run(options: argparse.Namespace) -> int:
             print(f"{variant.name} cannot be measured: {reason}", flush=True)
     if options.prepare:
         return 0
-    rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(options.rounds or (1 if options.quick else 3)):
-        rounds.append({})
-        for variant in variants:
-            if variant.name in missing:
-                continue
-            try:
-                rounds[-1][variant.name] = measure(bench, variant)
-            except LoaderMissing as reason:
-                missing[variant.name] = str(reason)
-                print(f"{variant.name} failed: {reason}", flush=True)
-                continue
-            speed = rounds[-1][variant.name]["images_per_s"]
-            print(f"round {number + 1}: {variant.name}: {speed:,.0f} img/s", flush=True)
-    for name in missing:
-        for figures in rounds:
-            figures.pop(name, None)
+    rounds = measure_all(bench, variants, options.rounds or (1 if options.quick else 3), missing)
     title = f"{count:,} images of {options.size} px, batch {options.batch}, {options.workers} threads or workers"
     console = Console(width=None if sys.stdout.isatty() else 140)
     report.show(console, title, variants, rounds, missing)
     if options.json:
         options.json.write_text(json.dumps(_record(options, count, rounds, missing), indent=1) + "\n")
     return 0
+
+
+def measure_all(
+    bench: Bench, variants: Sequence[Variant], rounds: int, missing: dict[str, str]
+) -> list[dict[str, dict[str, float]]]:
+    """Every variant once a round; one that fails joins `missing`, and its figures of earlier rounds are dropped."""
+    found: list[dict[str, dict[str, float]]] = []
+    for number in range(rounds):
+        found.append({})
+        for variant in variants:
+            if variant.name in missing:
+                continue
+            try:
+                figures = measure(bench, variant)
+            except LoaderMissing as reason:
+                missing[variant.name] = str(reason)
+                print(f"{variant.name} failed: {reason}", flush=True)
+                continue
+            found[-1][variant.name] = figures
+            print(f"round {number + 1}: {variant.name}: {figures['images_per_s']:,.0f} img/s", flush=True)
+    return [{name: figures for name, figures in each.items() if name not in missing} for each in found]
 
 
 def prepare(bench: Bench, variant: Variant) -> None:
@@ -160,7 +166,7 @@ def prepare(bench: Bench, variant: Variant) -> None:
     stamp.touch()
 
 
-def _compare(result: dict[str, object], bench: Bench, variant: Variant) -> None:
+def _compare(result: Mapping[str, Any], bench: Bench, variant: Variant) -> None:
     """Raise `LoaderMissing` where the images that a loader delivered are others than the stored ones."""
     size = bench.task.size
     if result["shapes"] != [f"torch.uint8 3x{size}x{size}"]:
@@ -187,10 +193,10 @@ def measure(bench: Bench, variant: Variant) -> dict[str, float]:
                     while file.read(1 << 22):
                         pass
     result, peak = perform(replace(bench.task, action="run"), bench, variant, RUN_TIMEOUT_S)
-    return {**{name: float(str(value)) for name, value in result.items()}, "peak_pss_mib": peak / 2**20}
+    return {**result, "peak_pss_mib": peak / 2**20}
 
 
-def perform(task: Task, bench: Bench, variant: Variant, timeout_s: float) -> tuple[dict[str, object], int]:
+def perform(task: Task, bench: Bench, variant: Variant, timeout_s: float) -> tuple[dict[str, Any], int]:
     """Run a task in the variant's interpreter; its result and the peak PSS of its process tree in bytes.
 
     Raises `LoaderMissing` with the last line that it printed where it fails.
@@ -208,7 +214,9 @@ def perform(task: Task, bench: Bench, variant: Variant, timeout_s: float) -> tup
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     if not bench.installed:
         environment["HOME"] = str(home)  # Some loaders keep caches there.
-    command = [bench.python(variant), "-m", "benchmarks.loaders.measure", task_file, result_file]
+    command = [
+        str(part) for part in (bench.python(variant), "-m", "benchmarks.loaders.measure", task_file, result_file)
+    ]
     with open(log, "w") as file:
         process = subprocess.Popen(
             command, cwd=home, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

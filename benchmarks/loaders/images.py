@@ -92,8 +92,8 @@ def list_photos(folder: Path) -> list[Path]:
 
 def draw_photos(folder: Path) -> Path:
     """Drawn faces, for those who have no photos at hand."""
-    command = [Path(sys.executable).parent / "shard_tool", "draw-faces", folder, "--count=2000", "--size=178"]
-    subprocess.run(command, check=True)
+    command = [str(Path(sys.executable).parent / "shard_tool"), "draw-faces", str(folder)]
+    subprocess.run([*command, "--count=2000", "--size=178"], check=True)
     return folder
 
 

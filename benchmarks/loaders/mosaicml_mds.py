@@ -52,7 +52,9 @@ def batches(source: Path, data: Path, variant: Variant, batch_size: int, workers
     """Endless images [B, 3, H, W]."""
     clean_stale_shared_memory()
     dataset = _Images(data, variant.mode, batch_size)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, persistent_workers=True)
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        dataset, batch_size=batch_size, num_workers=workers, persistent_workers=True
+    )
     while True:
         for images in loader:
             yield images.permute(0, 3, 1, 2)
