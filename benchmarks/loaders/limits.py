@@ -5,7 +5,7 @@ nothing is handed over.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from benchmarks.loaders.samples import pixels, stored_bytes, tars
 from benchmarks.loaders.variants import Variant
+from pipeline.format import ShardSet
 
 
 def images_per_s(source: Path, variant: Variant, batch_size: int, workers: int, seconds: float) -> float:
     """Images a second over at least `seconds`, after a warm-up."""
-    stored = [sample for tar in tars(source) for sample in stored_bytes(tar)]
-    fill = (
-        _decoder(stored, batch_size, variant.mode.endswith("fast"))
-        if variant.encoding == "jpeg"
-        else _gatherer(stored, batch_size)
-    )
-    _run(fill, len(stored), batch_size, workers, seconds / 4)
-    return _run(fill, len(stored), batch_size, workers, seconds)
+    samples = ShardSet.open(source).split("train").total
+    stored = (sample for tar in tars(source) for sample in stored_bytes(tar))
+    if variant.encoding == "jpeg":
+        fill = _decoder(list(stored), batch_size, variant.mode.endswith("fast"))
+    else:
+        fill = _gatherer(stored, samples, batch_size)
+    _run(fill, samples, batch_size, workers, seconds / 4)
+    return _run(fill, samples, batch_size, workers, seconds)
 
 
 def _decoder(stored: list[bytes], batch_size: int, fast: bool) -> Callable[[], Callable[[NDArray[np.int64]], None]]:
@@ -45,8 +46,15 @@ def _decoder(stored: list[bytes], batch_size: int, fast: bool) -> Callable[[], C
     return in_thread
 
 
-def _gatherer(stored: list[bytes], batch_size: int) -> Callable[[], Callable[[NDArray[np.int64]], None]]:
-    images = np.stack([pixels(sample).reshape(-1) for sample in stored])
+def _gatherer(
+    stored: Iterable[bytes], samples: int, batch_size: int
+) -> Callable[[], Callable[[NDArray[np.int64]], None]]:
+    arrays = (pixels(sample).reshape(-1) for sample in stored)
+    first = next(arrays)
+    images = np.empty((samples, len(first)), np.uint8)
+    images[0] = first
+    for row, array in enumerate(arrays, 1):
+        images[row] = array
 
     def in_thread() -> Callable[[NDArray[np.int64]], None]:
         buffer = np.empty((batch_size, images.shape[1]), np.uint8)
