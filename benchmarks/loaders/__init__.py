@@ -4,6 +4,7 @@
     images.py          photos -> a shard set of 64 px JPEGs and one of raw pixels, the bytes that all loaders get
     environments.py    a virtual environment for each loader: they cannot live together
     measure.py         the process that measures one variant; runs in the loader's own environment
+    stream.py          the process whose memory `benchmarks/loader_memory.py` measures
     report.py          medians, ratios and requirements of a whole run
     samples.py         the stored bytes read back, for conversions
     decoders.py        JPEG bytes -> pixels, for formats that leave the decoding to their user

@@ -1,7 +1,9 @@
 """A process that does nothing but import torch and stream, for `benchmarks/loader_memory.py` to look at.
 
-python -m benchmarks.loaders.stream SHARDS PASSES BATCH THREADS      prints how many images it saw
-python -m benchmarks.loaders.stream                                  only imports torch
+    python -m benchmarks.loaders.stream SHARDS PASSES BATCH THREADS
+    python -m benchmarks.loaders.stream                                only imports torch
+
+Prints how many images it saw, and its peak resident set size in KiB as the kernel counted it.
 """
 
 import resource
