@@ -39,7 +39,9 @@ class Settings:
     limit: int | None = None
     """Photos to take; None: all."""
     json: bool = True
-    """Whether samples carry a json with their source and attributes."""
+    """Whether samples carry a json with their source and labels."""
+    labels: str | None = None
+    """Where labels come from: `labels.FOLDERS`, the file name of a table, or None for what lies beside the photos."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
@@ -65,6 +67,7 @@ def describe_request(source: Source, plan: Plan, settings: Settings) -> dict[str
             "seed": settings.seed,
             "limit": settings.limit,
             "json": settings.json,
+            "labels": settings.labels,
         },
         "source": {
             "source_name": source.name,
@@ -185,7 +188,9 @@ class _GroupWriter:
     def _count_positives(self, split: str, kept: list[int]) -> None:
         table = self._plan.attributes
         if table is not None and self._settings.json:
-            counts = table.values[table.row_of[kept]].sum(0, dtype=np.int64)
+            values = table.values[table.row_of[kept]]
+            classes = len(table.classes)
+            counts = np.bincount(values[:, 0], minlength=classes) if classes else values.sum(0, dtype=np.int64)
             self._positives[split] = self._positives.get(split, 0) + counts
 
 
@@ -219,6 +224,7 @@ def _complete(journal: Journal, plan: Plan, settings: Settings) -> tuple[ShardSe
             "Choose other photos, or a smaller --size or --crop."
         )
     part = {**journal.request, "positives": {split: counts.tolist() for split, counts in positives.items()}}
+    labels = plan.attributes if settings.json else None
     shard_set = ShardSet(
         location=journal.out,
         name=journal.out.resolve().name,
@@ -226,7 +232,8 @@ def _complete(journal: Journal, plan: Plan, settings: Settings) -> tuple[ShardSe
         channels=3,
         encoding=settings.recipe.encoding,
         splits={split: Split.of([vars(shard) for shard in shards[split]]) for split in SPLITS if split in shards},
-        attributes=plan.attributes.columns if plan.attributes is not None and settings.json else (),
+        attributes=labels.columns if labels is not None else (),
+        classes=labels.classes if labels is not None else (),
         parts=(part,),
         rejected=reasons.total(),
     )

@@ -93,8 +93,11 @@ class MakeShards(Common):
     """Threads to decode with; by default one for each core. The bytes do not depend on it."""
     limit: int | None = None
     """Take only this many photos, spread over the whole source by the seed."""
+    labels: str | None = None
+    """A table of labels (csv, tsv or txt): attributes, or classes, and splits. Or the word folders: the name of the
+    folder that a photo lies in is its class. By default CelebA's tables are taken where they lie beside the photos."""
     no_json: bool = False
-    """Leave out the json of each sample, its source and attributes: the leanest set."""
+    """Leave out the json of each sample, its source and labels: the leanest set."""
     dry_run: bool = False
     """Say what would be done, with an estimate of the space, and write nothing."""
     quiet: bool = False
@@ -201,11 +204,13 @@ def _make_shards(command: MakeShards) -> None:
         seed=command.seed,
         limit=command.limit,
         json=not command.no_json,
+        labels=None if command.labels is None else Path(command.labels).name,
     )
     make_shards(
         command.source,
         command.out,
         settings,
+        labels=command.labels,
         threads=usable_cores() if command.threads is None else command.threads,
         dry_run=command.dry_run,
         quiet=command.quiet,

@@ -35,7 +35,7 @@ class GroupRecord:
     rejected: list[tuple[str, str, str]]
     """Path, reason and detail of each input that was left out."""
     positives: dict[str, list[int]]
-    """By split, how many samples have each attribute."""
+    """By split, how many samples have each attribute, or are of each class."""
 
 
 @dataclass(frozen=True)

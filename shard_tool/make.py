@@ -14,7 +14,7 @@ from shard_tool.build import Report, Settings, build, describe_request, show_rea
 from shard_tool.contents import megabytes
 from shard_tool.display import show_progress
 from shard_tool.journal import check_folder, open_journal
-from shard_tool.labels import find_attributes, find_partition
+from shard_tool.labels import find_labels
 from shard_tool.photo import quiet_pillow
 from shard_tool.plan import Plan, make_plan
 from shard_tool.reading import Rejection, sample_of
@@ -25,9 +25,18 @@ ESTIMATE_PHOTOS = 64
 
 
 def make_shards(
-    folder: Path, out: Path | None, settings: Settings, *, threads: int, dry_run: bool = False, quiet: bool = False
+    folder: Path,
+    out: Path | None,
+    settings: Settings,
+    *,
+    labels: str | None = None,
+    threads: int,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Build the set of the photos in `folder`, or go on with it; prints a summary.
+
+    `labels` is what `find_labels` takes.
 
     Raises what `build` raises, and `UserError` for a source or an output folder that cannot be used.
     """
@@ -36,10 +45,13 @@ def make_shards(
     started = time.monotonic()
     source = FolderSource.open(folder)
     out = out or Path("shards") / f"{source.name}-{settings.recipe.size}"
+    attributes, partition = find_labels(source, labels)
+    if labels is not None and attributes is not None and not settings.json:
+        raise UserError("labels must be stored in each sample's json; got --no-json. Leave out one of the two.")
     plan = make_plan(
         source,
-        find_attributes(source),
-        find_partition(source),
+        attributes,
+        partition,
         val_fraction=settings.val_fraction,
         shard_samples=settings.shard_samples,
         seed=settings.seed,
@@ -84,10 +96,12 @@ def _summary(
     kept = sum(split.total for split in splits.values())
     shards = sum(len(split) for split in splits.values())
     size = sum(int(split.bytes.sum()) for split in splits.values())
+    named = shard_set.attributes or shard_set.classes
     lines = [
         f"{shard_set.folder} is complete: {kept:,} images of {shard_set.image_size} px in {shards:,} shards, "
         f"{megabytes(size)}",
         f"  splits    {', '.join(f'{name} {split.total:,}' for name, split in splits.items())}{_where_from(plan)}",
+        f"  labels    {_labels(plan)}" if named else "",
         f"  rejected  {show_reasons(reasons) or 'none'}{', see rejected.jsonl' if reasons else ''}",
         f"  ignored   {source.ignored:,} files that are no images" if source.ignored else "",
         f"  time      {seconds:,.1f} s, {built / seconds:,.0f} images/s",
@@ -119,7 +133,7 @@ def _forecast(source: Source, plan: Plan, settings: Settings, out: Path) -> list
     lines = [
         f"{out} would be made of {plan.photos:,} photos from '{source.name}'; nothing was written.",
         f"  splits    {', '.join(expected)}{_where_from(plan)}",
-        f"  labels    {f'{len(plan.attributes.columns)} attributes' if plan.attributes else 'none'}",
+        f"  labels    {_labels(plan) if settings.json else 'none'}",
         f"  left out  {left_out:,} photos that a table does not name" if left_out else "",
         f"  rejected  about {1 - share:.0%} ({show_reasons(reasons) or 'none'} of {len(chosen)} tried)",
         f"  ignored   {source.ignored:,} files that are no images" if source.ignored else "",
@@ -127,6 +141,15 @@ def _forecast(source: Source, plan: Plan, settings: Settings, out: Path) -> list
         f"  time      about {seconds:,.0f} s on one core",
     ]
     return [line for line in lines if line]
+
+
+def _labels(plan: Plan) -> str:
+    if plan.attributes is None:
+        return "none"
+    count, what = len(plan.attributes.columns), "attributes"
+    if plan.attributes.classes:
+        count, what = len(plan.attributes.classes), "classes"
+    return f"{count:,} {what} (by {plan.attributes.file_name})"
 
 
 def _where_from(plan: Plan) -> str:

@@ -51,6 +51,7 @@ class Plan:
     listing: Listing
     keys: Keys
     attributes: Table | None
+    """The labels: 0/1 attributes, or one class for each photo."""
     partition: Table | None
     split_of: NDArray[np.int8]
     """[inputs] A number into `SPLITS`, or `NOT_LISTED` where a table does not name the input."""
@@ -100,11 +101,15 @@ class Plan:
         if self.attributes is None:
             return f'{{"source":{source}}}'.encode()
         row = self.attributes.values[self.attributes.row_of[item]]
+        if self.attributes.classes:
+            return f'{{"source":{source},"label":{row[0]}}}'.encode()
         return (f'{{"source":{source},' + _attributes_format(self.attributes.columns) % tuple(row.tolist())).encode()
 
     def longest_meta(self) -> int:
-        """Bytes of the longest json in the set; all attributes take the same room."""
+        """Bytes that hold every json of the set; all attributes take the same room, and a label that of the highest."""
         name, longest = max(((_json_bytes(path), item) for item, path in enumerate(self.listing)), default=(0, 0))
+        if self.attributes is not None and self.attributes.classes:
+            return len(f'{{"source":,"label":{len(self.attributes.classes) - 1}}}') + name
         if self.attributes is None or self.attributes.row_of[longest] != NOT_LISTED:
             return len(self.meta(longest))
         listed = int(np.argmax(self.attributes.row_of != NOT_LISTED))

@@ -20,6 +20,8 @@ IMAGE_EXTENSIONS = {
     *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
 }
 """Files with these extensions, in any case, are inputs: each ends as a sample or as a rejection with a reason."""
+TABLE_EXTENSIONS = {".csv", ".txt"}
+"""Files that may say something about the photos beside them."""
 CHUNK_FILES = 64
 """Consecutive files of a folder that are read in one go."""
 
@@ -107,7 +109,7 @@ class FolderSource:
     listing: Listing
     ignored: int
     tables: tuple[bytes, ...]
-    """Relative paths of the csv files inside."""
+    """Relative paths of the csv and txt files inside."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -125,7 +127,7 @@ class FolderSource:
                 extension = os.path.splitext(entry.name)[1].lower()
                 if extension in IMAGE_EXTENSIONS:
                     yield path, entry.stat().st_size
-                elif extension == ".csv":
+                elif extension in TABLE_EXTENSIONS:
                     tables.append(path)
                 else:
                     ignored += 1

@@ -112,7 +112,7 @@ def test_the_set_is_named_after_source_and_size(photos: Path) -> None:
 
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, make: Make, hashes: Hashes) -> None:
     (photos / "empty.jpg").touch()
-    (photos / "notes.txt").touch()
+    (photos / "notes.md").touch()
     before = hashes(tmp_path)
     printed = make(photos, tmp_path / "set", *SMALL, "--dry-run", "--val-fraction", 0.2)
     assert hashes(tmp_path) == before

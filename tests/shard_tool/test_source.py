@@ -25,7 +25,7 @@ def test_photos_are_listed_by_the_bytes_of_their_paths(tmp_path: Path) -> None:
 
 
 def test_other_files_are_counted_and_passed_over(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "notes.txt", "sub/clip.mp4", "jpg", "list_attr_celeba.csv", ".hidden/b.jpg", "._a.jpg")
+    touch(tmp_path, "a.jpg", "notes.md", "sub/clip.mp4", "jpg", "list_attr_celeba.csv", ".hidden/b.jpg", "._a.jpg")
     source = FolderSource.open(tmp_path)
     assert [printable(path) for path in source.listing] == ["._a.jpg", "a.jpg"]
     assert source.ignored == 3
