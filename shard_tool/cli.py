@@ -3,6 +3,8 @@
     shard_tool draw-faces raw/ --count 2000
     shard_tool make-shards raw/ --size 64
     shard_tool inspect shards/raw-64
+    shard_tool verify shards/raw-64
+    shard_tool preview shards/raw-64
 
 Errors are one line on stderr; `--debug` adds the traceback.
 """
@@ -21,12 +23,14 @@ import tyro
 from rich.console import Console
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, report_error
+from pipeline.format import SHARDSET_FILE
 from pipeline.machine import usable_cores
 from shard_tool.build import Settings
 from shard_tool.contents import describe, show
 from shard_tool.display import show_progress
 from shard_tool.make import make_shards
 from shard_tool.photo import Recipe
+from shard_tool.unfinished import find_unfinished, show_unfinished
 
 EXIT_INTERRUPTED = 130
 
@@ -106,18 +110,66 @@ class MakeShards(Common):
 
 @dataclass(frozen=True)
 class Inspect(Common):
-    """Show what a shard set holds, and the lines that open it."""
+    """Show what a shard set holds, and the lines that open it; of one that is not finished, how to go on.
+
+    Exit code 0: finished; 1: not finished; 2: no shard set.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a shard set."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+@dataclass(frozen=True)
+class Verify(Common):
+    """Check that a shard set is what was written: every hash, image, label and key. Repair it if it is not.
+
+    Exit code 0: whole; 1: damaged; 2: it could not be checked.
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder of a finished shard set."""
+    quick: bool = False
+    """Only compare the hashes of files, as fast as they can be read."""
+    repair: Path | None = None
+    """The photos that the set was made of: damaged shards are made again, if that gives the very bytes they had."""
+    labels: str | None = None
+    """For a repair: the table that was given to make-shards by --labels, where it does not lie beside the photos."""
+    threads: int | None = None
+    """Threads to check with; by default one for each core."""
     json: bool = False
-    """Print everything as JSON."""
+    """Print everything that was found as JSON."""
+    quiet: bool = False
+    """Print nothing but problems, and these on stderr."""
+
+
+@dataclass(frozen=True)
+class Preview(Common):
+    """Paint a contact sheet of a shard set: faces, keys and labels."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished shard set."""
+    out: Path | None = None
+    """Picture to write (.jpg, .png or .webp); by default <name of the set>-preview.jpg in the current folder."""
+    count: int = 64
+    """Most samples to show."""
+    split: str | None = None
+    """Show samples of this split; by default of train, or of the first that there is."""
+    seed: int = 0
+    """Another seed, other samples."""
+    attribute: str | None = None
+    """Show only samples that have this attribute, or are of this class."""
+    quiet: bool = False
+    """Print nothing but errors."""
 
 
 Command = (
     Annotated[DrawFaces, tyro.conf.subcommand("draw-faces", prefix_name=False)]
     | Annotated[MakeShards, tyro.conf.subcommand("make-shards", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+    | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
+    | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
 )
 
 
@@ -133,9 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
-        _run(command)
+        code = _run(command)
         sys.stdout.flush()  # While a closed pipe can still be handled.
-        return EXIT_DONE
+        return code
     except SystemExit as stop:  # tyro has printed help or what is wrong with the arguments.
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except KeyboardInterrupt:
@@ -160,20 +212,25 @@ def run() -> None:
     sys.exit(main())
 
 
-def _run(command: DrawFaces | MakeShards | Inspect) -> None:
+def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview) -> int:
+    if isinstance(command, Verify):
+        return _verify(command)
+    if isinstance(command, Inspect):
+        return _inspect(command)
     if isinstance(command, DrawFaces):
         _draw_faces(command)
     elif isinstance(command, MakeShards):
         _make_shards(command)
     else:
-        _inspect(command)
+        _preview(command)
+    return EXIT_DONE
 
 
 def _draw_faces(command: DrawFaces) -> None:
     from shard_tool.faces import draw_faces  # Nobody else needs what it loads.
 
     started = time.monotonic()
-    with show_progress("drawing", command.count, quiet=command.quiet) as report:
+    with show_progress("drawing", command.count, quiet=command.quiet, counted="") as report:
         draw_faces(
             command.out,
             count=command.count,
@@ -217,9 +274,44 @@ def _make_shards(command: MakeShards) -> None:
     )
 
 
-def _inspect(command: Inspect) -> None:
-    content = describe(command.folder)
+def _inspect(command: Inspect) -> int:
+    begun = None if (command.folder / SHARDSET_FILE).exists() else find_unfinished(command.folder)
+    content = begun or describe(command.folder)
     if command.json:
         print(json.dumps(content, indent=1, ensure_ascii=False))
+    elif begun:
+        show_unfinished(begun, Console())
     else:
         show(content, Console())
+    return EXIT_FAULT if begun else EXIT_DONE
+
+
+def _verify(command: Verify) -> int:
+    from shard_tool.verify import verify  # It loads a decoder that no other command needs.
+
+    return verify(
+        command.folder,
+        quick=command.quick,
+        photos=command.repair,
+        labels=command.labels,
+        threads=usable_cores() if command.threads is None else command.threads,
+        as_json=command.json,
+        quiet=command.quiet,
+    )
+
+
+def _preview(command: Preview) -> None:
+    from shard_tool.preview import preview
+
+    with show_progress("looking for images", command.count, quiet=command.quiet, counted="") as report:
+        written = preview(
+            command.folder,
+            command.out,
+            count=command.count,
+            split=command.split,
+            seed=command.seed,
+            attribute=command.attribute,
+            report=report,
+        )
+    if not command.quiet:
+        print(f"{written} shows samples of {command.folder}.")

@@ -10,58 +10,89 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.format import REJECTED_FILE, SUFFIX, ShardSet
+from shard_tool.unfinished import find_unfinished, show_unfinished
+
+SHOWN_LABELS = 60
+"""Attributes or classes that are printed; `--json` has them all."""
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Counts, settings, labels and rejections of the set in `folder`, ready for JSON; no tar is opened."""
     shard_set = ShardSet.open(folder)
+    counts = label_counts(shard_set)
+    total = _total(shard_set)
     settings = shard_set.parts[0].get("settings", {}) if shard_set.parts else {}
     return {
+        "complete": True,
         "name": shard_set.name,
         "image_size": shard_set.image_size,
         "channels": shard_set.channels,
         "encoding": shard_set.encoding,
         "crop": settings.get("crop"),
-        "samples": sum(split.total for split in shard_set.splits.values()),
+        "samples": total,
         "bytes": sum(int(split.bytes.sum()) for split in shard_set.splits.values()),
         "splits": {
             name: {"samples": split.total, "shards": len(split), "bytes": int(split.bytes.sum())}
             for name, split in shard_set.splits.items()
         },
-        "attributes": _shares(shard_set),
-        "classes": shard_set.classes,
+        "attributes": {name: counts[name] / total if counts else None for name in shard_set.attributes},
+        "classes": {name: counts[name] if counts else None for name in shard_set.classes},
+        "labels": labels_by_split(shard_set),
         "rejected": dict(_reasons(folder).most_common()),
         "parts": shard_set.parts,
+        "append": find_unfinished(folder),
         "fingerprint": shard_set.fingerprint,
         "open_with": _open_with(folder, shard_set),
     }
 
 
+def label_counts(shard_set: ShardSet) -> dict[str, int] | None:
+    """How many samples have each attribute or are of each class; None where the set's maker did not count them."""
+    by_split = labels_by_split(shard_set)
+    if by_split is None:
+        return None
+    names = shard_set.attributes or shard_set.classes
+    return {name: sum(counts[name] for counts in by_split.values()) for name in names}
+
+
+def labels_by_split(shard_set: ShardSet) -> dict[str, dict[str, int]] | None:
+    """The same in each split."""
+    names = shard_set.attributes or shard_set.classes
+    if not names or not shard_set.parts or not all("positives" in part for part in shard_set.parts):
+        return None
+    found = {split: dict.fromkeys(names, 0) for split in shard_set.splits}
+    for part in shard_set.parts:
+        for split, counts in part["positives"].items():
+            for name, count in zip(names, counts, strict=True):
+                found[split][name] += count
+    return found
+
+
 def show(content: dict[str, Any], console: Console) -> None:
     """Print what `describe` found."""
+    crop = f", crop {content['crop']}" if content["crop"] is not None else ""
     console.print(
         f"[bold]{escape(content['name'])}[/]: {content['samples']:,} images of {content['image_size']} px, "
-        f"{content['encoding']}, crop {content['crop']}, {megabytes(content['bytes'])}",
+        f"{content['encoding']}{crop}, {megabytes(content['bytes'])}",
         highlight=False,
     )
-    splits = Table("split", box=None)
-    for column in ("samples", "shards", "size"):
-        splits.add_column(column, justify="right")
+    splits = _table("split", "samples", "shards", "size")
     for name, split in content["splits"].items():
         splits.add_row(name, f"{split['samples']:,}", f"{split['shards']:,}", megabytes(split["bytes"]))
     console.print(splits)
     if content["attributes"]:
-        shares = (
-            f"{escape(name)} {'?' if share is None else f'{share:.0%}'}"
-            for name, share in content["attributes"].items()
-        )
-        console.print(f"attributes: {', '.join(shares)}", highlight=False)
-    rejected = ", ".join(f"{count:,} {escape(reason)}" for reason, count in content["rejected"].items())
-    console.print(f"rejected: {rejected or 'none'}", highlight=False)
-    for part in content["parts"]:
-        versions = ", ".join(f"{name} {version}" for name, version in part.get("versions", {}).items())
-        console.print(f"built from '{escape(str(part['source'].get('source_name')))}' with {versions}", highlight=False)
-    console.print(f"fingerprint: {content['fingerprint']}", highlight=False)
+        _show_labels("attribute", content, console)
+    if content["classes"]:
+        _show_labels("class", content, console)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in content["rejected"].items())
+    lines = [f"rejected: {rejected or 'none'}"]
+    for number, part in enumerate(content["parts"], 1):
+        lines += _part_lines(part, f"part {number}: " if len(content["parts"]) > 1 else "")
+    lines.append(f"fingerprint: {content['fingerprint']}")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    if content["append"] is not None:
+        console.print()
+        show_unfinished(content["append"], console)
     for library, lines in content["open_with"].items():
         console.print(f"\n[bold]{library}[/]")
         # Plain text: a wrapped line could not be pasted.
@@ -73,13 +104,49 @@ def megabytes(count: int) -> str:
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _shares(shard_set: ShardSet) -> dict[str, float | None]:
-    """The share of samples that have each attribute; None where the set's maker did not count them."""
-    if not all("positives" in part for part in shard_set.parts):
-        return dict.fromkeys(shard_set.attributes)
-    total = sum(split.total for split in shard_set.splits.values())
-    columns = zip(*(counts for part in shard_set.parts for counts in part["positives"].values()), strict=True)
-    return {name: sum(counts) / total for name, counts in zip(shard_set.attributes, columns, strict=True)}
+def _show_labels(what: str, content: dict[str, Any], console: Console) -> None:
+    """A row for each label: the share of the samples that have an attribute, or the number of those of a class."""
+    by_split = content["labels"]
+    names = list(content["attributes"] or content["classes"])
+    if by_split is None:
+        console.print(f"{len(names):,} {what} names, not counted: {', '.join(names)}", highlight=False, markup=False)
+        return
+    table = _table(what, "all", *by_split)
+    for name in names[:SHOWN_LABELS]:
+        counts = [split[name] for split in by_split.values()]
+        totals = [split["samples"] for split in content["splits"].values()]
+        cells = zip([sum(counts), *counts], [sum(totals), *totals], strict=True)
+        is_share = what == "attribute"
+        shown = (f"{count / total if total else 0:.1%}" if is_share else f"{count:,}" for count, total in cells)
+        table.add_row(escape(name), *shown)
+    console.print(table)
+    if len(names) > SHOWN_LABELS:
+        console.print(f"and {len(names) - SHOWN_LABELS:,} more; --json has them all", highlight=False)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _part_lines(part: dict[str, Any], begin: str) -> list[str]:
+    if "settings" not in part:
+        return [f"{begin}indexed, not built: its tars are as they were found"]
+    source = part.get("source", {})
+    photos = f" ({source['photos']:,} photos)" if "photos" in source else ""
+    versions = ", ".join(f"{name} {version}" for name, version in part.get("versions", {}).items())
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in part["settings"].items() if value is not None)
+    return [f"{begin}built from '{source.get('source_name')}'{photos} with {versions}", f"settings: {settings}"]
+
+
+def _plain(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _total(shard_set: ShardSet) -> int:
+    return sum(split.total for split in shard_set.splits.values())
 
 
 def _reasons(folder: Path) -> Counter[str]:

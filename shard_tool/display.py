@@ -6,33 +6,39 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 5.0
 _BAR_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def show_progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes (done, rejected) of all runs together; its first call says where this run begins."""
+def show_progress(
+    what: str, total: int, *, quiet: bool = False, counted: str = "rejected"
+) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes (done, rejected) of all runs together; its first call says where this run begins.
+
+    `counted` is the word behind the second number; without a word, the number is not shown.
+    """
     console = Console(stderr=True)
     if quiet:
         yield lambda done, rejected: None
     elif console.is_terminal:
-        yield from _bar(console, what, total)
+        yield from _bar(console, what, total, counted)
     else:
-        yield _Lines(what, total)
+        yield _Lines(what, total, counted)
 
 
-def _bar(console: Console, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    columns = (
+def _bar(console: Console, what: str, total: int, counted: str) -> Iterator[Callable[[int, int], None]]:
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]:,.0f} images/s"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[rejected]:,} rejected"),
-    )
+    ]
+    if counted:
+        columns.append(TextColumn("{task.fields[rejected]:,} " + counted))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=total, speed=0.0, rejected=0)
         rate = _Rate()
@@ -49,8 +55,8 @@ def _bar(console: Console, what: str, total: int) -> Iterator[Callable[[int, int
 
 
 class _Lines:
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total = what, total
+    def __init__(self, what: str, total: int, counted: str) -> None:
+        self._what, self._total, self._counted = what, total, counted
         self._rate = _Rate()
         self._next = time.monotonic() + PLAIN_LINE_SECONDS
 
@@ -59,12 +65,12 @@ class _Lines:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + PLAIN_LINE_SECONDS
-        left = f"{(self._total - done) / speed:,.0f} s left, " if speed else ""
-        print(
-            f"{self._what}: {done:,} of {self._total:,}, {speed:,.0f} images/s, {left}{rejected:,} rejected",
-            file=sys.stderr,
-            flush=True,
-        )
+        parts = [f"{self._what}: {done:,} of {self._total:,}", f"{speed:,.0f} images/s"]
+        if speed:
+            parts.append(f"{(self._total - done) / speed:,.0f} s left")
+        if self._counted:
+            parts.append(f"{rejected:,} {self._counted}")
+        print(", ".join(parts), file=sys.stderr, flush=True)
 
 
 class _Rate:

@@ -45,8 +45,9 @@ class Table:
     """One table, matched to a listing: 0/1 attributes, one class for each row, or one split for each row."""
 
     file_name: str
+    """For the reason why a photo that is not in it is left out."""
     where: str
-    """Path of the file, for messages."""
+    """Path of the file, for messages; `FOLDERS` where no file says it."""
     sha256: str
     """Of the file."""
     columns: tuple[str, ...]
@@ -172,7 +173,7 @@ def _folder_table(
     classes: tuple[str, ...] = (),
 ) -> Table:
     sha256 = hashlib.sha256("\n".join(folders).encode()).hexdigest()
-    return Table(name, name, sha256, columns, values, row_of, classes)
+    return Table(name, FOLDERS, sha256, columns, values, row_of, classes)
 
 
 @dataclass(frozen=True)

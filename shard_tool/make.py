@@ -14,7 +14,7 @@ from shard_tool.build import Report, Settings, build, describe_request, show_rea
 from shard_tool.contents import megabytes
 from shard_tool.display import show_progress
 from shard_tool.journal import check_folder, open_journal
-from shard_tool.labels import find_labels
+from shard_tool.labels import FOLDERS, Table, find_labels
 from shard_tool.photo import quiet_pillow
 from shard_tool.plan import Plan, make_plan
 from shard_tool.reading import Rejection, sample_of
@@ -149,11 +149,15 @@ def _labels(plan: Plan) -> str:
     count, what = len(plan.attributes.columns), "attributes"
     if plan.attributes.classes:
         count, what = len(plan.attributes.classes), "classes"
-    return f"{count:,} {what} (by {plan.attributes.file_name})"
+    return f"{count:,} {what} (by {_origin(plan.attributes)})"
 
 
 def _where_from(plan: Plan) -> str:
-    return f" (by {plan.partition.file_name})" if plan.partition is not None else ""
+    return f" (by {_origin(plan.partition)})" if plan.partition is not None else ""
+
+
+def _origin(table: Table) -> str:
+    return FOLDERS if table.where == FOLDERS else table.file_name
 
 
 def _member_bytes(size: int) -> int:

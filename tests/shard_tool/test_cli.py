@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def test_the_command_line_loads_no_torch() -> None:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("draw-faces", "make-shards", "inspect"):
+    for command in ("draw-faces", "make-shards", "inspect", "verify", "preview"):
         assert command in shown.stdout
         assert run(command, "--help").returncode == 0
 
@@ -133,61 +132,6 @@ def test_a_dry_run_knows_the_space(photos: Path, tmp_path: Path, make: Make) -> 
 def test_quiet_prints_nothing(photos: Path, tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert make(photos, tmp_path / "set", *SMALL, "--quiet") == ""
     assert capsys.readouterr().err == ""
-
-
-@pytest.fixture
-def labelled(photos: Path, tmp_path: Path, make: Make) -> Path:
-    """A set with attributes, two splits and one rejection."""
-    lines = ["image_id,Male,Smiling", *(f"{number:05d}.jpg,{-1 if number % 4 else 1},1" for number in range(60))]
-    (photos / "list_attr_celeba.csv").write_text("\n".join([*lines, "empty.jpg,1,1"]))
-    (photos / "empty.jpg").touch()
-    make(photos, tmp_path / "set", *SMALL, "--val-fraction", 0.2)
-    return tmp_path / "set"
-
-
-def test_inspect_shows_what_a_set_holds(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(labelled)]) == 0
-    shown = capsys.readouterr().out
-    for part in ("60 images of 16 px", "Male 25%", "Smiling 100%", "rejected: 1 empty file", "train", "val", "pillow"):
-        assert part in shown
-
-
-def test_inspect_answers_programs_in_json(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(labelled), "--json"]) == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["samples"] == 60 == sum(split["samples"] for split in content["splits"].values())
-    assert content["attributes"] == {"Male": 0.25, "Smiling": 1.0}
-    assert content["rejected"] == {"empty file": 1}
-    assert (content["crop"], content["encoding"], content["image_size"]) == ("center", "jpeg", 16)
-    assert content["bytes"] == sum(path.stat().st_size for path in labelled.glob("*.tar"))
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("library", ["webdataset", "datasets", "leanstream"])
-def test_the_lines_that_inspect_prints_open_the_set(
-    labelled: Path, capsys: pytest.CaptureFixture[str], library: str
-) -> None:
-    pytest.importorskip({"leanstream": "torch"}.get(library, library))
-    assert main(["inspect", str(labelled), "--json"]) == 0
-    lines = json.loads(capsys.readouterr().out)["open_with"][library]
-    names: dict[str, Any] = {}
-    exec("\n".join(lines), names)
-    if library == "leanstream":
-        assert names["first"].images.shape == (64, 3, 16, 16)
-    else:
-        assert len(list(names["samples"])) == sum(1 for _ in names["samples"]) > 40
-
-
-def test_inspect_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} must be a finished shard set; got ")
-
-
-@pytest.mark.parametrize("option", ["", "--json"])
-def test_inspect_into_a_closed_pipe_is_silent(labelled: Path, option: str) -> None:
-    script = f"{sys.executable} -m shard_tool inspect {labelled} {option} | true"
-    shown = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert shown.stderr == ""
 
 
 def test_draw_faces_passes_its_options_on(
