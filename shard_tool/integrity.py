@@ -3,6 +3,7 @@
 every shard (checks.py, in threads) --> over all shards: keys, label counts, strangers, rejections --> Findings
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,7 @@ def check_set(folder: Path, *, quick: bool, threads: int, report: Report) -> Fin
     problems += _totals(shards)
     problems += _strangers(shards)
     problems += _rejections(shards)
+    problems += _listings(shards)
     if not quick:
         problems += _repeated_keys(shards, reports)
         problems += _label_counts(shards, reports)
@@ -111,6 +113,18 @@ def _rejections(shards: ShardSet) -> Iterator[Problem]:
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             yield Problem(REJECTED_FILE, None, f"must have a JSON object with a reason in line {number}")
+
+
+def _listings(shards: ShardSet) -> Iterator[Problem]:
+    """The files that say of which photos a part was made."""
+    for listing in (part["listing"] for part in shards.parts if "listing" in part):
+        try:
+            sha256 = hashlib.sha256((shards.folder / listing["file"]).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            yield Problem(listing["file"], None, "is missing")
+            continue
+        if sha256 != listing["sha256"]:
+            yield Problem(listing["file"], None, f"has sha256 {sha256[:12]}... in place of {listing['sha256'][:12]}...")
 
 
 def _repeated_keys(shards: ShardSet, reports: Iterable[ShardReport]) -> Iterator[Problem]:
