@@ -115,7 +115,7 @@ class Inspect(Common):
     Exit code 0: finished; 1: not finished; 2: no shard set.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[str]
     """Folder of a shard set."""
     json: bool = False
     """Print everything as JSON."""
@@ -128,7 +128,7 @@ class Verify(Common):
     Exit code 0: whole; 1: damaged; 2: it could not be checked.
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[str]
     """Folder of a finished shard set."""
     quick: bool = False
     """Only compare the hashes of files, as fast as they can be read."""
@@ -148,7 +148,7 @@ class Verify(Common):
 class Preview(Common):
     """Paint a contact sheet of a shard set: faces, keys and labels."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[str]
     """Folder of a finished shard set."""
     out: Path | None = None
     """Picture to write (.jpg, .png or .webp); by default <name of the set>-preview.jpg in the current folder."""
@@ -275,7 +275,8 @@ def _make_shards(command: MakeShards) -> None:
 
 
 def _inspect(command: Inspect) -> int:
-    begun = None if (command.folder / SHARDSET_FILE).exists() else find_unfinished(command.folder)
+    folder = Path(command.folder)
+    begun = None if (folder / SHARDSET_FILE).exists() else find_unfinished(folder)
     content = begun or describe(command.folder)
     if command.json:
         print(json.dumps(content, indent=1, ensure_ascii=False))

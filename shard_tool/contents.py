@@ -16,9 +16,10 @@ SHOWN_LABELS = 60
 """Attributes or classes that are printed; `--json` has them all."""
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Counts, settings, labels and rejections of the set in `folder`, ready for JSON; no tar is opened."""
-    shard_set = ShardSet.open(folder)
+def describe(location: str) -> dict[str, Any]:
+    """Counts, settings, labels and rejections of the set in a folder, ready for JSON; no tar is opened."""
+    shard_set = ShardSet.open(location)
+    folder = shard_set.folder
     counts = label_counts(shard_set)
     total = _total(shard_set)
     settings = shard_set.parts[0].get("settings", {}) if shard_set.parts else {}

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +38,7 @@ class Findings:
         return not self.problems
 
 
-def check_set(folder: Path, *, quick: bool, threads: int, report: Report) -> Findings:
+def check_set(folder: str, *, quick: bool, threads: int, report: Report) -> Findings:
     """Check the set in `folder`; with `quick` only the hashes of its files.
 
     Memory is 8 bytes for each sample, to find keys that stand twice. Raises `UserError` where there is no set, or one

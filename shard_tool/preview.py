@@ -17,7 +17,7 @@ from pipeline.decode import Decoder
 from pipeline.errors import UserError
 from pipeline.files import atomic_writer
 from pipeline.format import ShardSet, Split
-from pipeline.shards import ShardCache, ShardFile
+from pipeline.shards import ShardFile
 from shard_tool.contents import label_counts
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -48,7 +48,7 @@ class Sample:
 
 
 def preview(
-    folder: Path,
+    folder: str,
     out: Path | None,
     *,
     count: int,
@@ -70,7 +70,7 @@ def preview(
     if attribute is not None and attribute not in names:
         have = ", ".join(names) or "it has none"
         raise UserError(f"attribute must be one of the set's ({have}); got '{attribute}'. Name another.")
-    out = _checked(Path(f"{shards.name}-preview.jpg") if out is None else out, folder)
+    out = _checked(Path(f"{shards.name}-preview.jpg") if out is None else out, shards.folder)
     split = split or next((name for name in ("train", *shards.splits) if name in shards.splits), "train")
     content = shards.split(split)
     samples: list[Sample] = []
@@ -103,17 +103,18 @@ def _checked(out: Path, folder: Path) -> Path:
 
 def _samples(shards: ShardSet, split: Split, seed: int) -> Iterator[Sample]:
     """All samples of a split in a mixed order, some shards at a time."""
-    files = ShardCache(shards, split, _MIXED_SHARDS)
     counts = label_counts(shards)
     order = permutation(len(split), "preview", seed)
     for first in range(0, len(order), _MIXED_SHARDS):
         numbers = order[first : first + _MIXED_SHARDS]
         ends = np.cumsum(split.samples[numbers])
+        files: dict[int, ShardFile] = {}
         for place in permutation(int(ends[-1]), "preview", seed, first).tolist():
             at = int(np.searchsorted(ends, place, side="right"))
-            (file,) = files.open([int(numbers[at])])
+            if at not in files:
+                files[at] = ShardFile(shards.folder, split[int(numbers[at])])
             row = place - int(ends[at] - split.samples[numbers[at]])
-            yield Sample(file, row, _labels(shards, counts, file, row))
+            yield Sample(files[at], row, _labels(shards, counts, files[at], row))
 
 
 def _labels(shards: ShardSet, counts: dict[str, int] | None, file: ShardFile, row: int) -> tuple[str, ...]:

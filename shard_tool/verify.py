@@ -19,7 +19,7 @@ SHOWN_OF_A_FILE = 10
 
 
 def verify(
-    folder: Path,
+    folder: str,
     *,
     quick: bool = False,
     photos: Path | None = None,
@@ -51,7 +51,7 @@ def verify(
     return EXIT_DONE if findings.whole else EXIT_FAULT
 
 
-def _samples(folder: Path) -> int:
+def _samples(folder: str) -> int:
     try:
         return sum(split.total for split in ShardSet.open(folder).splits.values())
     except ShardError:
@@ -59,7 +59,7 @@ def _samples(folder: Path) -> int:
 
 
 def _repair(
-    folder: Path, findings: Findings, photos: Path, labels: str | None, quick: bool, threads: int, quiet: bool
+    folder: str, findings: Findings, photos: Path, labels: str | None, quick: bool, threads: int, quiet: bool
 ) -> tuple[Findings, Repaired]:
     """What is left after a repair: restored shards are looked at again."""
     shards = ShardSet.open(folder)
@@ -73,9 +73,9 @@ def _repair(
     return replace(findings, problems=(*kept, *new, *done.refused)), done
 
 
-def _content(folder: Path, findings: Findings, done: Repaired, quick: bool) -> dict[str, object]:
+def _content(folder: str, findings: Findings, done: Repaired, quick: bool) -> dict[str, object]:
     return {
-        "folder": str(folder),
+        "folder": folder,
         "whole": findings.whole,
         "quick": quick,
         "samples": findings.samples,
@@ -85,7 +85,7 @@ def _content(folder: Path, findings: Findings, done: Repaired, quick: bool) -> d
     }
 
 
-def _summary(folder: Path, findings: Findings, done: Repaired, quick: bool, tried: bool, seconds: float) -> list[str]:
+def _summary(folder: str, findings: Findings, done: Repaired, quick: bool, tried: bool, seconds: float) -> list[str]:
     lines = [f"restored  {name}" for name in done.restored]
     lines += _listed(findings.problems)
     if findings.whole:
