@@ -260,7 +260,7 @@ class ShardSet:
                 cache=cache if isinstance(cache, bool) else Path(cache),
                 cache_bytes=cache_bytes,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ShardError(f"{path} must be complete; got no valid {error}. Copy or build the set again.") from error
         if opened.fingerprint != opened.computed_fingerprint():
             raise ShardError(

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.format import REJECTED_FILE, SUFFIX, ShardSet
+from shard_tool.described import label_counts, labels_by_split, open_described
 from shard_tool.unfinished import find_unfinished, show_unfinished
 
 SHOWN_LABELS = 60
@@ -18,7 +19,7 @@ SHOWN_LABELS = 60
 
 def describe(location: str) -> dict[str, Any]:
     """Counts, settings, labels and rejections of the set in a folder, ready for JSON; no tar is opened."""
-    shard_set = ShardSet.open(location)
+    shard_set = open_described(location)
     folder = shard_set.folder
     counts = label_counts(shard_set)
     total = _total(shard_set)
@@ -45,28 +46,6 @@ def describe(location: str) -> dict[str, Any]:
         "fingerprint": shard_set.fingerprint,
         "open_with": _open_with(folder, shard_set),
     }
-
-
-def label_counts(shard_set: ShardSet) -> dict[str, int] | None:
-    """How many samples have each attribute or are of each class; None where the set's maker did not count them."""
-    by_split = labels_by_split(shard_set)
-    if by_split is None:
-        return None
-    names = shard_set.attributes or shard_set.classes
-    return {name: sum(counts[name] for counts in by_split.values()) for name in names}
-
-
-def labels_by_split(shard_set: ShardSet) -> dict[str, dict[str, int]] | None:
-    """The same in each split."""
-    names = shard_set.attributes or shard_set.classes
-    if not names or not shard_set.parts or not all("positives" in part for part in shard_set.parts):
-        return None
-    found = {split: dict.fromkeys(names, 0) for split in shard_set.splits}
-    for part in shard_set.parts:
-        for split, counts in part["positives"].items():
-            for name, count in zip(names, counts, strict=True):
-                found[split][name] += count
-    return found
 
 
 def show(content: dict[str, Any], console: Console) -> None:

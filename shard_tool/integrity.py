@@ -15,6 +15,7 @@ from pipeline.errors import ShardError
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Shard, ShardSet
 from pipeline.shards import ShardFile
 from shard_tool.checks import Problem, ShardCheck, ShardReport
+from shard_tool.described import labels_by_split, open_described
 from shard_tool.photo import quiet_pillow
 
 Report = Callable[[int, int], None]
@@ -45,7 +46,7 @@ def check_set(folder: str, *, quick: bool, threads: int, report: Report) -> Find
     that may not be read.
     """
     try:
-        shards = ShardSet.open(folder)
+        shards = open_described(folder)
     except ShardError as error:  # Without it, nothing says what the shards should be.
         return Findings((Problem(SHARDSET_FILE, None, str(error)),), 0, 0, ())
     reports = check_shards(shards, quick=quick, threads=threads, report=report)
@@ -151,20 +152,13 @@ def _repeated_keys(shards: ShardSet, reports: Iterable[ShardReport]) -> Iterator
 
 def _label_counts(shards: ShardSet, reports: Iterable[ShardReport]) -> Iterator[Problem]:
     """Whether as many samples have each label as `shardset.json` says."""
-    names = shards.attributes or shards.classes
-    if not names or not all("positives" in part for part in shards.parts):
-        return
-    reports = list(reports)
-    for split in shards.splits:
+    said = labels_by_split(shards)
+    for split in said or {}:
         mine = [one for one in reports if one.split == split]
         counts = [one.label_counts for one in mine if one.label_counts is not None]
-        said = [part["positives"][split] for part in shards.parts if split in part["positives"]]
-        if len(counts) < len(mine) or not said:
+        if said is None or len(counts) < len(mine):
             continue  # Samples are damaged, and have been reported.
-        if any(len(row) != len(names) for row in said):
-            yield Problem(SHARDSET_FILE, None, f"must count {len(names):,} labels in {split}; it counts others")
-            continue
-        for name, has, should in zip(names, np.sum(counts, 0).tolist(), np.sum(said, 0).tolist(), strict=True):
+        for (name, should), has in zip(said[split].items(), np.sum(counts, 0).tolist(), strict=True):
             if has != should:
                 what = f"counts {should:,} samples with '{name}' in {split}; {has:,} have it"
                 yield Problem(SHARDSET_FILE, None, what)
@@ -174,6 +168,6 @@ def _totals(shards: ShardSet) -> Iterator[Problem]:
     """The sums that `shardset.json` holds for those who read it without leanstream."""
     content = json.loads((shards.folder / SHARDSET_FILE).read_bytes())
     for name, split in shards.splits.items():
-        said = content["splits"][name].get("samples")
-        if said != split.total:
-            yield Problem(SHARDSET_FILE, None, f"counts {said} samples in {name}; its shards hold {split.total:,}")
+        total = content["splits"][name].get("samples")
+        if total != split.total:
+            yield Problem(SHARDSET_FILE, None, f"counts {total} samples in {name}; its shards hold {split.total:,}")

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_writer
 from pipeline.format import ShardSet, Split
 from pipeline.shards import ShardFile
-from shard_tool.contents import label_counts
+from shard_tool.described import label_counts, open_described
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 MOST_IMAGES = 1000
@@ -65,7 +65,7 @@ def preview(
     """
     if not 1 <= count <= MOST_IMAGES:
         raise UserError(f"count must be from 1 to {MOST_IMAGES:,}; got {count:,}. 64 fill a page.")
-    shards = ShardSet.open(folder)
+    shards = open_described(folder)
     names = shards.attributes or shards.classes
     if attribute is not None and attribute not in names:
         have = ", ".join(names) or "it has none"

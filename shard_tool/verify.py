@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, ShardError, UserError
-from pipeline.format import ShardSet
 from shard_tool.checks import Problem
+from shard_tool.described import open_described
 from shard_tool.display import show_progress
 from shard_tool.integrity import Findings, check_set, check_shards
 from shard_tool.repair import Repaired, repair
@@ -53,7 +53,7 @@ def verify(
 
 def _samples(folder: str) -> int:
     try:
-        return sum(split.total for split in ShardSet.open(folder).splits.values())
+        return sum(split.total for split in open_described(folder).splits.values())
     except ShardError:
         return 0  # Which is then the one problem that is found.
 
@@ -62,7 +62,7 @@ def _repair(
     folder: str, findings: Findings, photos: Path, labels: str | None, quick: bool, threads: int, quiet: bool
 ) -> tuple[Findings, Repaired]:
     """What is left after a repair: restored shards are looked at again."""
-    shards = ShardSet.open(folder)
+    shards = open_described(folder)
     total = sum(one.shard.samples for one in findings.damaged if not one.tar_whole)
     with show_progress("repairing", total, quiet=quiet) as report:
         done = repair(shards, findings.damaged, photos, labels=labels, threads=threads, report=report)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -218,6 +219,13 @@ def test_a_strange_tar_is_named_and_left_alone(built: Path, copy: Path, verify: 
         (lambda content: content["splits"]["val"]["shards"].pop(), "must match its own fingerprint"),
         (lambda content: content.update(image_size=17), "must match its own fingerprint"),
         (lambda content: content.pop("splits"), "must be complete"),
+        (lambda content: content["splits"]["val"]["shards"][0].update(bytes="many"), "must be complete"),
+        (lambda content: content.update(attributes=["Male", 1]), "attributes that are no list of different names"),
+        (lambda content: content.update(parts=[7]), "part 1 that is no object"),
+        (lambda content: content["parts"][0].update(source=None), "part 1 whose source is no object"),
+        (lambda content: content["parts"][0].update(positives={"val": 3}), "labels of val that are no list of counts"),
+        (lambda content: content["parts"][0].update(positives={"x": []}), "labels of x, which the set does not have"),
+        (lambda content: content["parts"][0].update(listing={"file": 1}), "a listing without file and sha256"),
         (
             lambda content: content["splits"]["train"].update(samples=999),
             "counts 999 samples in train; its shards hold",
@@ -226,7 +234,10 @@ def test_a_strange_tar_is_named_and_left_alone(built: Path, copy: Path, verify: 
             lambda content: content["parts"][0]["positives"]["val"].__setitem__(0, 99),
             "counts 99 samples with 'Male' in val",
         ),
-        (lambda content: content["parts"][0]["positives"]["val"].pop(), "must count 2 labels in val"),
+        (
+            lambda content: content["parts"][0]["positives"]["val"].pop(),
+            "got part 1 with counts of 1 labels of val in place of 2",
+        ),
     ],
 )
 def test_an_edited_description_is_found(
@@ -236,6 +247,17 @@ def test_an_edited_description_is_found(
     problems = verify(copy)
     assert [file for file, _, _ in problems] == ["shardset.json"]
     assert found in problems[0][2]
+
+
+def test_the_list_of_photos_is_part_of_the_set(copy: Path, verify: Run) -> None:
+    listing = {"file": "listing-000000.npy", "sha256": hashlib.sha256(b"photos").hexdigest()}
+    rewrite(copy, lambda content: content["parts"][0].update(listing=listing))
+    (copy / "listing-000000.npy").write_bytes(b"photos")
+    assert verify(copy) == []
+    (copy / "listing-000000.npy").write_bytes(b"others")
+    assert [(file, what[:11]) for file, _, what in verify(copy, "--quick")] == [("listing-000000.npy", "has sha256 ")]
+    (copy / "listing-000000.npy").unlink()
+    assert verify(copy, "--quick") == [("listing-000000.npy", None, "is missing")]
 
 
 def test_other_bytes_in_the_description_than_in_the_tar_are_found(copy: Path, verify: Run) -> None:
