@@ -191,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro has printed help or what is wrong with the arguments.
         return stop.code if isinstance(stop.code, int) else EXIT_DONE
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+        goes_on = " The same command goes on where it stopped." if arguments[:1] == ["make-shards"] else ""
+        print(f"\nInterrupted.{goes_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # Who reads our output has seen enough, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,7 +31,6 @@ _MARGIN = 32
 _HEADER = 84
 _LABEL_LINES = 2
 _LINE = 17
-_CAPTION = 6 + (1 + _LABEL_LINES) * _LINE + 8
 _PAPER, _INK, _GREY = "#fbfaf8", "#1f1d1b", "#77726c"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -128,14 +127,15 @@ def _labels(shards: ShardSet, counts: dict[str, int] | None, file: ShardFile, ro
 
 def paint(shards: ShardSet, samples: list[Sample], title: str, details: str) -> Image.Image:
     """The sheet of these samples."""
-    labelled = any(sample.labels for sample in samples)
-    caption = _CAPTION if labelled else _CAPTION - _LABEL_LINES * _LINE
+    large, middle, small = (ImageFont.load_default(size) for size in (26, 15, 13))
+    labels = [[name.replace("_", " ") for name in sample.labels] for sample in samples]
+    captions = [wrap(names, small, _TILE, _LABEL_LINES) for names in labels]
+    caption = 6 + (1 + max(map(len, captions))) * _LINE + 8
     columns = _columns(len(samples))
     rows = -(-len(samples) // columns)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
     sheet = Image.new("RGB", (max(width, 480), _HEADER + rows * (_TILE + caption + _GAP) + _MARGIN - _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    large, middle, small = (ImageFont.load_default(size) for size in (26, 15, 13))
     draw.text((_MARGIN, 22), shorten(title, large, sheet.width - 2 * _MARGIN), _INK, large)
     draw.text((_MARGIN, 54), shorten(details, middle, sheet.width - 2 * _MARGIN), _GREY, middle)
     decoder = Decoder(shards.encoding)
@@ -145,8 +145,7 @@ def paint(shards: ShardSet, samples: list[Sample], title: str, details: str) -> 
         sheet.paste(_tile(decoder, shards, sample), (left, top))
         key = sample.file.key(sample.row).rpartition("/")[2]
         draw.text((left, top + _TILE + 6), shorten(key, small, _TILE), _INK, small)
-        labels = [name.replace("_", " ") for name in sample.labels]
-        for line, text in enumerate(wrap(labels, small, _TILE, _LABEL_LINES), 1):
+        for line, text in enumerate(captions[number], 1):
             draw.text((left, top + _TILE + 6 + line * _LINE), text, _GREY, small)
     return sheet
 

@@ -442,6 +442,15 @@ def test_a_set_that_was_only_indexed_is_verified_and_not_repaired(
     assert "must have been built by make-shards" in refuse_repair(tmp_path / "set", photos)
 
 
+def test_what_a_killed_repair_left_does_no_harm(built: Path, copy: Path, verify: Run, hashes: Hashes) -> None:
+    (copy / ".repair").mkdir()
+    (copy / ".repair" / ".train-000001.tar.partial").write_bytes(b"half a shard")
+    shutil.copy(copy / "train-000000.tar", copy / ".repair" / "train-000001.tar")
+    (copy / "train-000001.tar").unlink()  # As between the two renames, and the index is old.
+    assert verify(copy, "--repair", built / "raw") == []
+    assert hashes(copy) == hashes(built / "set")
+
+
 def test_one_repair_at_a_time(built: Path, copy: Path, refuse_repair: Callable[..., str]) -> None:
     flip(copy / "train-000001.tar", 700)
     (copy / ".repair").mkdir()
