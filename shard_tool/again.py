@@ -14,7 +14,8 @@ from shard_tool.labels import FOLDERS, find_labels
 from shard_tool.photo import Recipe
 from shard_tool.plan import Group, Plan, make_plan
 from shard_tool.reading import outcomes
-from shard_tool.source import FolderSource, Source
+from shard_tool.sources.opening import open_sources
+from shard_tool.sources.protocol import Source
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,11 @@ class Again:
         pad = self.plan.longest_meta() if self.settings.json and is_raw else 0
         writer = _GroupWriter(Journal(out, {}), self.plan, self.settings, pad)
         failures: list[str] = []
-        with contextlib.closing(outcomes(self.source, [group], self.settings.recipe, threads)) as made:
+        done = _Progress(report).add
+        made = outcomes(self.source, [group], self.settings.recipe, threads, done=done, spool=out)
+        with contextlib.closing(made):
             for shard in group.shards:
-                writer.write(shard, made, _Progress(report), failures)
+                writer.write(shard, made, failures)
         if failures:
             raise _source_error(failures)
         return [shard for rows in writer.record(group).shards.values() for shard in rows]
@@ -55,7 +58,7 @@ def plan_again(part: Mapping[str, Any], photos: Path, labels: str | None) -> Aga
     the photos. Raises `UserError` where the plan would be another one, with the difference.
     """
     settings = _settings(part)
-    source = FolderSource.open(photos)
+    source = open_sources([str(photos)])
     attributes, partition = find_labels(source, _labels(settings, source, labels))
     plan = make_plan(
         source,

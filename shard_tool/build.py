@@ -18,7 +18,8 @@ from shard_tool.journal import GroupRecord, Journal
 from shard_tool.photo import Recipe, library_versions
 from shard_tool.plan import Group, Plan, PlannedShard
 from shard_tool.reading import Failure, Outcome, Rejection, outcomes
-from shard_tool.source import Source, printable
+from shard_tool.sources.listing import printable
+from shard_tool.sources.protocol import Source
 
 PLAN_VERSION = 1
 """Counts up when the same request would give other bytes; an unfinished build of another version is refused."""
@@ -73,6 +74,7 @@ def describe_request(source: Source, plan: Plan, settings: Settings) -> dict[str
             "source_name": source.name,
             "photos": len(source.listing),
             "listing_sha256": source.listing.sha256(),
+            **source.origin,
             **{name: table.sha256 if table else None for name, table in tables.items()},
         },
         "versions": {"plan": PLAN_VERSION, **library_versions()},
@@ -91,11 +93,19 @@ def build(
     progress = _Progress(report)
     finished = _finished(journal, plan, progress)
     failures: list[str] = []
-    with contextlib.closing(outcomes(source, plan.iter_groups(finished), settings.recipe, threads)) as made:
+    made = outcomes(
+        source,
+        plan.iter_groups(finished),
+        settings.recipe,
+        threads,
+        done=progress.add,
+        spool=journal.folder,
+    )
+    with contextlib.closing(made):
         for group in plan.iter_groups(finished):
             writer = _GroupWriter(journal, plan, settings, pad)
             for shard in group.shards:
-                writer.write(shard, made, progress, failures)
+                writer.write(shard, made, failures)
             if not writer.failed:
                 journal.record(writer.record(group))
                 progress.add(len(group.unlisted), len(group.unlisted))
@@ -140,10 +150,10 @@ class _GroupWriter:
         self._positives: dict[str, Any] = {}
         self.failed = False
 
-    def write(self, shard: PlannedShard, outcomes: Iterator[Outcome], progress: _Progress, failures: list[str]) -> None:
+    def write(self, shard: PlannedShard, outcomes: Iterator[Outcome], failures: list[str]) -> None:
         writer = ShardWriter(self._journal.out, shard.name)
         try:
-            kept = self._fill(writer, shard, outcomes, progress, failures)
+            kept = self._fill(writer, shard, outcomes, failures)
             written = None if self.failed else writer.close()
         finally:
             writer.abort()
@@ -156,7 +166,6 @@ class _GroupWriter:
         writer: ShardWriter,
         shard: PlannedShard,
         outcomes: Iterator[Outcome],
-        progress: _Progress,
         failures: list[str],
     ) -> list[int]:
         kept = []
@@ -164,7 +173,8 @@ class _GroupWriter:
             outcome = next(outcomes)
             if isinstance(outcome, Failure):
                 self.failed = True
-                failures.append(f"{printable(self._plan.listing[item])} ({outcome.error})")
+                if outcome.error:
+                    failures.append(f"{printable(self._plan.listing[item])} ({outcome.error})")
                 if len(failures) >= MOST_FAILURES:
                     raise _source_error(failures)
             elif isinstance(outcome, Rejection):
@@ -173,7 +183,6 @@ class _GroupWriter:
                 meta = self._plan.meta(item).ljust(self._pad) if self._settings.json else b""
                 writer.add(self._plan.keys[item], outcome, self._suffix, meta)
                 kept.append(item)
-            progress.add(1, isinstance(outcome, Rejection))
         return kept
 
     def record(self, group: Group) -> GroupRecord:

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, report_error
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, report_error
 from pipeline.format import SHARDSET_FILE
 from pipeline.machine import usable_cores
 from shard_tool.build import Settings
@@ -30,6 +30,7 @@ from shard_tool.contents import describe, show
 from shard_tool.display import show_progress
 from shard_tool.make import make_shards
 from shard_tool.photo import Recipe
+from shard_tool.sources.columns import Wanted
 from shard_tool.unfinished import find_unfinished, show_unfinished
 
 EXIT_INTERRUPTED = 130
@@ -63,10 +64,11 @@ class DrawFaces(Common):
 
 @dataclass(frozen=True)
 class MakeShards(Common):
-    """Turn a folder of photos into a shard set. Killed or interrupted, the same command goes on where it stopped."""
+    """Turn photos into a shard set. Killed or interrupted, the same command goes on where it stopped."""
 
-    source: tyro.conf.Positional[Path]
-    """Folder of photos, read with all folders inside."""
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """One or more of: a folder of photos, a zip, a tar (also .tar.gz), WebDataset shards, parquet files, a folder that
+    `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
     size: int = 64
     """Height and width of the samples, pixels."""
     out: Path | None = None
@@ -106,6 +108,18 @@ class MakeShards(Common):
     """Say what would be done, with an estimate of the space, and write nothing."""
     quiet: bool = False
     """Print nothing but errors."""
+    image: str | None = None
+    """For tables (parquet, datasets): the column of the images, where there are several."""
+    label: str | None = None
+    """For tables: the column of classes; by default the only one whose classes have names."""
+    attributes: tuple[str, ...] | None = None
+    """For tables: columns of 0/1 attributes; by default all columns of truth values, and those named as CelebA's."""
+    config: str | None = None
+    """For hf://datasets/...: the configuration, where there are several."""
+    split: str | None = None
+    """For saved datasets and hf://datasets/...: the only split to take; by default all, as splits of the set."""
+    revision: str | None = None
+    """For hf://datasets/...: branch, tag or commit; by default the newest. The commit is recorded in the set."""
 
 
 @dataclass(frozen=True)
@@ -264,11 +278,16 @@ def _make_shards(command: MakeShards) -> None:
         json=not command.no_json,
         labels=None if command.labels is None else Path(command.labels).name,
     )
+    if not command.sources:
+        raise UserError("make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL.")
     make_shards(
-        command.source,
+        command.sources,
         command.out,
         settings,
         labels=command.labels,
+        wanted=Wanted(
+            command.image, command.label, command.attributes, command.config, command.split, command.revision
+        ),
         threads=usable_cores() if command.threads is None else command.threads,
         dry_run=command.dry_run,
         quiet=command.quiet,

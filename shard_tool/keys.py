@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from pipeline.format import MAX_KEY_BYTES
-from shard_tool.source import Listing
+from shard_tool.sources.listing import Listing
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]")
 # A dot would end the key, and only ASCII means the same to every tar reader.
@@ -24,7 +24,9 @@ class Keys:
     def __getitem__(self, item: int) -> str:
         path = self._listing[item]
         folder, slash, name = path.rpartition(b"/")
-        key = _UNSAFE.sub(b"_", folder + slash + (name.rpartition(b".")[0] or name))
+        name, _, row = name.partition(b"#")  # Of a table: its rows are told apart by their numbers.
+        stem = name.rpartition(b".")[0] or name
+        key = _UNSAFE.sub(b"_", folder + slash + stem + (b"_" + row if row else b""))
         if item in self._hashed or len(key) > MAX_KEY_BYTES:
             key = key[: MAX_KEY_BYTES - 9] + b"-" + hashlib.sha256(path).hexdigest()[:8].encode()
         return key.decode()

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError, describe_os_error
 from pipeline.format import SPLITS
 from shard_tool.keys import name_hash
-from shard_tool.source import Listing, SideFile, Source, printable
+from shard_tool.sources.listing import Listing, printable
+from shard_tool.sources.protocol import Known, SideFile, Source
 from shard_tool.tables import Parsed, clean_name, parse_table, stem_of
 
 ATTRIBUTES_FILES: Final = ("list_attr_celeba.csv", "list_attr_celeba.txt")
@@ -78,16 +79,16 @@ def find_labels(source: Source, wanted: str | None) -> tuple[Table | None, Table
 
 
 def find_attributes(source: Source) -> Table | None:
-    """The 0/1 attributes in CelebA's table of them; `UserError` where it is malformed."""
+    """The 0/1 attributes in CelebA's table, else what the source itself says; `UserError` where a table is malformed."""
     found = _find(source, ATTRIBUTES_FILES)
-    return None if found is None else _attributes(found, range(len(found.parsed.columns)))
+    return _known_labels(source.known) if found is None else _attributes(found, range(len(found.parsed.columns)))
 
 
 def find_partition(source: Source) -> Table | None:
-    """The split of each photo as a number into `SPLITS`, in CelebA's table; `UserError` where it is malformed."""
+    """The split of each photo as a number into `SPLITS`, in CelebA's table or in the source itself; `UserError`."""
     found = _find(source, PARTITION_FILES)
     if found is None:
-        return None
+        return _known_splits(source.known)
     columns = len(found.parsed.columns)
     if columns != 1:
         raise UserError(
@@ -95,6 +96,28 @@ def find_partition(source: Source) -> Table | None:
             "Repair it or move it away."
         )
     return found.table(("partition",), found.parsed.translate(0, _SPLIT_NUMBERS)[:, None])
+
+
+def _known_labels(known: Known) -> Table | None:
+    """The attributes or classes that lie in the source itself."""
+    if known.values is not None:
+        return _known_table(known, known.values, known.attributes)
+    if known.class_of is not None:
+        return _known_table(known, known.class_of[:, None], (), known.classes)
+    return None
+
+
+def _known_splits(known: Known) -> Table | None:
+    """The splits that the source itself has."""
+    return None if known.split_of is None else _known_table(known, known.split_of[:, None], ("partition",))
+
+
+def _known_table(
+    known: Known, values: NDArray[np.integer[Any]], columns: tuple[str, ...], classes: tuple[str, ...] = ()
+) -> Table:
+    digest = hashlib.sha256("\0".join((*columns, *classes)).encode() + values.tobytes()).hexdigest()
+    rows = np.where((values >= 0).all(1), np.arange(len(values)), NOT_LISTED).astype(np.int32)
+    return Table("the labels in the source", known.where, digest, columns, values, rows, classes)
 
 
 def read_labels(source: Source, path: Path) -> tuple[Table | None, Table | None]:

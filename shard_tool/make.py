@@ -2,9 +2,11 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.counter import permutation
 from pipeline.errors import UserError
@@ -17,24 +19,27 @@ from shard_tool.journal import check_folder, open_journal
 from shard_tool.labels import FOLDERS, Table, find_labels
 from shard_tool.photo import quiet_pillow
 from shard_tool.plan import Plan, make_plan
-from shard_tool.reading import Rejection, sample_of
-from shard_tool.source import FolderSource, Source
+from shard_tool.reading import Rejection, samples_of
+from shard_tool.sources.columns import WHATEVER, Wanted
+from shard_tool.sources.opening import open_sources
+from shard_tool.sources.protocol import Access, Source
 
 ESTIMATE_PHOTOS = 64
 """Photos that a dry run turns into samples, to know their size and how many will be rejected."""
 
 
 def make_shards(
-    folder: Path,
+    sources: Sequence[str],
     out: Path | None,
     settings: Settings,
     *,
     labels: str | None = None,
+    wanted: Wanted = WHATEVER,
     threads: int,
     dry_run: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Build the set of the photos in `folder`, or go on with it; prints a summary.
+    """Build the set of the photos in `sources`, or go on with it; prints a summary.
 
     `labels` is what `find_labels` takes.
 
@@ -43,7 +48,7 @@ def make_shards(
     if threads < 1:
         raise UserError(f"threads must be at least 1; got {threads}. Leave it out for one for each core.")
     started = time.monotonic()
-    source = FolderSource.open(folder)
+    source = open_sources(sources, wanted)
     out = out or Path("shards") / f"{source.name}-{settings.recipe.size}"
     attributes, partition = find_labels(source, labels)
     if labels is not None and attributes is not None and not settings.json:
@@ -111,13 +116,13 @@ def _summary(
 
 
 def _forecast(source: Source, plan: Plan, settings: Settings, out: Path) -> list[str]:
-    chosen = np.concatenate(plan.groups)[permutation(plan.photos, "estimate")[:ESTIMATE_PHOTOS]]
+    chosen = _some_photos(source, plan)
     sizes: list[int] = []
     reasons: Counter[str] = Counter()
     began = time.monotonic()
     with quiet_pillow():
-        for item in chosen.tolist():
-            outcome = sample_of(source, item, settings.recipe)
+        chosen = np.sort(chosen)
+        for item, outcome in zip(chosen.tolist(), samples_of(source, chosen.tolist(), settings.recipe), strict=True):
             if isinstance(outcome, bytes):
                 json_bytes = len(plan.meta(item)) if settings.json and not plan.is_unlisted(item) else 0
                 sizes.append(_member_bytes(len(outcome)) + _member_bytes(json_bytes) + RECORD.itemsize)
@@ -150,6 +155,17 @@ def _labels(plan: Plan) -> str:
     if plan.attributes.classes:
         count, what = len(plan.attributes.classes), "classes"
     return f"{count:,} {what} (by {_origin(plan.attributes)})"
+
+
+def _some_photos(source: Source, plan: Plan) -> NDArray[np.int64]:
+    """A few photos from everywhere, or from few chunks where every chunk costs time."""
+    items = np.concatenate(plan.groups)
+    if source.access is not Access.ANY_ORDER:
+        chunks = source.chunks()
+        some = np.arange(1) if source.access is Access.ONE_PASS else permutation(len(chunks) - 1, "chunks")[:4]
+        chunk_of = np.searchsorted(chunks, items, side="right") - 1
+        items = items[np.isin(chunk_of, some)] if np.isin(chunk_of, some).any() else items
+    return items[permutation(len(items), "estimate")[:ESTIMATE_PHOTOS]]
 
 
 def _where_from(plan: Plan) -> str:

@@ -8,7 +8,7 @@ so that groups can be built in any order, by anyone, and give the same bytes.
 
 import functools
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from pipeline.counter import permutation
 from pipeline.format import SPLITS
 from shard_tool.keys import Keys, in_share
 from shard_tool.labels import NOT_LISTED, Table
-from shard_tool.source import Listing, Source, printable
+from shard_tool.sources.listing import Listing, printable
+from shard_tool.sources.protocol import Access, Source
 
 GROUP_SHARDS = 4
 """Full shards a group; what a kill can cost, and how far photos that lie side by side are spread at least."""
@@ -59,6 +60,8 @@ class Plan:
     """The items of each group."""
     shard_samples: int
     seed: int
+    carried: Callable[[int], dict[str, object]]
+    """What else the source says about an input, for the json of its sample."""
 
     @property
     def photos(self) -> int:
@@ -98,22 +101,34 @@ class Plan:
     def meta(self, item: int) -> bytes:
         """The json of one sample."""
         source = json.dumps(printable(self.listing[item]), ensure_ascii=False)
+        carried = self._carried_json(item)
         if self.attributes is None:
-            return f'{{"source":{source}}}'.encode()
+            return f'{{"source":{source}{carried}}}'.encode()
         row = self.attributes.values[self.attributes.row_of[item]]
         if self.attributes.classes:
-            return f'{{"source":{source},"label":{row[0]}}}'.encode()
-        return (f'{{"source":{source},' + _attributes_format(self.attributes.columns) % tuple(row.tolist())).encode()
+            labels = f'"label":{row[0]}'
+        else:
+            labels = _attributes_format(self.attributes.columns) % tuple(row.tolist())
+        return f'{{"source":{source},{labels}{carried}}}'.encode()
 
     def longest_meta(self) -> int:
         """Bytes that hold every json of the set; all attributes take the same room, and a label that of the highest."""
-        name, longest = max(((_json_bytes(path), item) for item, path in enumerate(self.listing)), default=(0, 0))
+        lengths = ((_json_bytes(path) + self._carried_bytes(item), item) for item, path in enumerate(self.listing))
+        free, longest = max(lengths, default=(0, 0))
         if self.attributes is not None and self.attributes.classes:
-            return len(f'{{"source":,"label":{len(self.attributes.classes) - 1}}}') + name
+            return len(f'{{"source":,"label":{len(self.attributes.classes) - 1}}}') + free
         if self.attributes is None or self.attributes.row_of[longest] != NOT_LISTED:
             return len(self.meta(longest))
         listed = int(np.argmax(self.attributes.row_of != NOT_LISTED))
-        return len(self.meta(listed)) - _json_bytes(self.listing[listed]) + name
+        return len(self.meta(listed)) - _json_bytes(self.listing[listed]) - self._carried_bytes(listed) + free
+
+    def _carried_json(self, item: int) -> str:
+        """Further fields of a json."""
+        carried = self.carried(item)
+        return "," + json.dumps(carried, ensure_ascii=False, separators=(",", ":"))[1:-1] if carried else ""
+
+    def _carried_bytes(self, item: int) -> int:
+        return len(self._carried_json(item).encode())
 
 
 def make_plan(
@@ -141,8 +156,11 @@ def make_plan(
         split_of = np.fromiter(in_val, np.bool_, count).astype(np.int8)
     if attributes is not None:
         split_of[attributes.row_of == NOT_LISTED] = NOT_LISTED
-    groups = _group(source.chunks(), _chosen(count, limit, seed), shard_samples * GROUP_SHARDS, seed)
-    return Plan(source.listing, keys, attributes, partition, split_of, groups, shard_samples, seed)
+    chunks = source.chunks()
+    in_pass = source.access is Access.ONE_PASS
+    order = np.arange(len(chunks) - 1) if in_pass else permutation(len(chunks) - 1, "chunks", seed)
+    groups = _group(chunks, order, _chosen(count, limit, seed), shard_samples * GROUP_SHARDS)
+    return Plan(source.listing, keys, attributes, partition, split_of, groups, shard_samples, seed, source.carried)
 
 
 def _chosen(count: int, limit: int | None, seed: int) -> NDArray[np.bool_]:
@@ -153,11 +171,10 @@ def _chosen(count: int, limit: int | None, seed: int) -> NDArray[np.bool_]:
 
 
 def _group(
-    chunks: NDArray[np.int64], chosen: NDArray[np.bool_], group_items: int, seed: int
+    chunks: NDArray[np.int64], order: NDArray[np.int64], chosen: NDArray[np.bool_], group_items: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Chunks in permuted order, cut into groups of about equal size and at most about `group_items`."""
-    mixed = permutation(len(chunks) - 1, "chunks", seed)
-    items = [np.flatnonzero(chosen[chunks[chunk] : chunks[chunk + 1]]) + chunks[chunk] for chunk in mixed.tolist()]
+    """Chunks in that order, cut into groups of about equal size and at most about `group_items`."""
+    items = [np.flatnonzero(chosen[chunks[chunk] : chunks[chunk + 1]]) + chunks[chunk] for chunk in order.tolist()]
     ends = np.cumsum([len(chunk) for chunk in items])
     total = int(ends[-1])
     groups = -(-total // group_items)
@@ -172,7 +189,7 @@ def _group(
 def _attributes_format(columns: tuple[str, ...]) -> str:
     """What follows the source in a json, with `%d` for each value: ten times as fast as encoding a dict."""
     names = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in columns)
-    return '"attributes":{' + ",".join(f"{name}:%d" for name in names) + "}}"
+    return '"attributes":{' + ",".join(f"{name}:%d" for name in names) + "}"
 
 
 def _json_bytes(path: bytes) -> int:

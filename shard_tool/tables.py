@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from shard_tool.keys import name_hash
-from shard_tool.source import IMAGE_EXTENSIONS
+from shard_tool.sources.protocol import IMAGE_EXTENSIONS
 
 Lines = Iterator[tuple[int, list[str]]]
 """The number of each line that is not blank, from 1, and its cells."""

@@ -62,8 +62,9 @@ def paint_folder(folder: Path, picture: Pixels, count: int, size: tuple[int, int
 def make(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """A function that runs `make-shards`, which must succeed, and returns what it printed."""
 
-    def run(source: Path, out: Path, *options: object) -> str:
-        code = main(["make-shards", str(source), "--out", str(out), *map(str, options)])
+    def run(source: object, out: Path, *options: object) -> str:
+        sources = source if isinstance(source, list) else [source]
+        code = main(["make-shards", *map(str, sources), "--out", str(out), *map(str, options)])
         printed = capsys.readouterr()
         assert code == 0, printed.err
         return printed.out

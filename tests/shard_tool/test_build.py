@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.format import SUFFIX, Index, ShardSet
 from pipeline.tar import scan_tar
-from shard_tool.source import FolderSource
+from shard_tool.sources.folder import FolderSource
 
 Make = Callable[..., str]
 Refuse = Callable[..., str]
@@ -170,7 +170,7 @@ def test_photos_of_which_none_is_usable_are_no_set(tmp_path: Path, refuse: Refus
 def test_a_photo_that_cannot_be_read_fails_its_group_alone(
     photos: Path, tmp_path: Path, make: Make, refuse: Refuse, hashes: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tool.source.CHUNK_FILES", 5)
+    monkeypatch.setattr("shard_tool.sources.protocol.CHUNK_FILES", 5)
     make(photos, tmp_path / "good" / "set", *SMALL)
     read = FolderSource.read
     reads: list[int] = []

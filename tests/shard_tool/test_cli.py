@@ -63,7 +63,7 @@ def test_a_value_out_of_range_is_one_line(
 
 
 def test_a_source_that_is_missing_or_empty_is_one_line(tmp_path: Path, refuse: Refuse) -> None:
-    assert "no such folder" in refuse(tmp_path / "nowhere", tmp_path / "set")
+    assert "no such folder or file" in refuse(tmp_path / "nowhere", tmp_path / "set")
     (tmp_path / "raw").mkdir()
     assert "draw-faces" in refuse(tmp_path / "raw", tmp_path / "set")
     assert not (tmp_path / "set").exists()

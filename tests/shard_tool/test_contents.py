@@ -11,7 +11,7 @@ import pytest
 from pipeline.format import ShardSet
 from shard_tool.cli import main
 from shard_tool.contents import SHOWN_LABELS
-from shard_tool.source import FolderSource
+from shard_tool.sources.folder import FolderSource
 from tests.helpers import make_shard_set
 
 Make = Callable[..., str]

@@ -29,10 +29,10 @@ def unfinished(
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "record", stop)
-        patch.setattr("shard_tool.source.CHUNK_FILES", 5)
+        patch.setattr("shard_tool.sources.protocol.CHUNK_FILES", 5)
         assert main(["make-shards", str(photos), "--out", str(tmp_path / "set"), *map(str, SMALL), "--quiet"]) == 130
     assert capsys.readouterr().err == "\nInterrupted. The same command goes on where it stopped.\n"
-    monkeypatch.setattr("shard_tool.source.CHUNK_FILES", 5)
+    monkeypatch.setattr("shard_tool.sources.protocol.CHUNK_FILES", 5)
     return tmp_path / "set"
 
 

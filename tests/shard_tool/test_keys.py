@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.format import MAX_KEY_BYTES
 from pipeline.tar import split_member_name
 from shard_tool.keys import Keys, in_share
-from shard_tool.source import Listing
+from shard_tool.sources.listing import Listing
 
 
 def keys(*paths: str) -> list[str]:

@@ -12,7 +12,8 @@ from pipeline.errors import UserError
 from pipeline.format import SPLITS, ShardSet
 from shard_tool.keys import name_hash
 from shard_tool.labels import NOT_LISTED, Table, find_attributes, find_labels, find_partition
-from shard_tool.source import FolderSource, printable
+from shard_tool.sources.folder import FolderSource
+from shard_tool.sources.listing import printable
 from shard_tool.tables import parse_table
 
 Make = Callable[..., str]

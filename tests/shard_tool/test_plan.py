@@ -1,3 +1,4 @@
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from numpy.typing import NDArray
 
 from shard_tool.labels import NOT_LISTED, Table
 from shard_tool.plan import Plan, make_plan
-from shard_tool.source import Listing, SideFile
+from shard_tool.sources.listing import Listing
+from shard_tool.sources.protocol import Access, InputError, Known, SideFile
 
 
 class Numbers:
@@ -15,6 +17,8 @@ class Numbers:
 
     name = "numbers"
     ignored = 0
+    access = Access.ANY_ORDER
+    known = Known()
 
     def __init__(self, count: int) -> None:
         self.listing = Listing([(f"{number:06d}.jpg".encode(), 1) for number in range(count)])
@@ -24,6 +28,12 @@ class Numbers:
 
     def read(self, item: int) -> bytes:
         raise AssertionError("a plan reads nothing")
+
+    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
+        raise AssertionError("a plan reads nothing")
+
+    def carried(self, item: int) -> dict[str, object]:
+        return {}
 
     def side_files(self, file_name: str) -> list[SideFile]:
         return []

@@ -418,7 +418,7 @@ def test_photos_that_cannot_be_read_are_a_fault_and_change_nothing(
     def fail(self: object, item: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("shard_tool.source.FolderSource.read", fail)
+    monkeypatch.setattr("shard_tool.sources.folder.FolderSource.read", fail)
     assert main(["verify", str(copy), "--quiet", "--repair", str(built / "raw")]) == 1
     assert "Input/output error" in capsys.readouterr().err
     assert hashes(copy) == before

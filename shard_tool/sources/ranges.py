@@ -1,0 +1,152 @@
+"""Bytes of a file from any place in it: `pread` on this machine, range requests elsewhere.
+
+An open file is never pickled: another process opens it again.
+"""
+
+import errno
+import functools
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from pipeline.errors import UserError
+from pipeline.remote import filesystem, is_url, read_chunks, retrying
+
+T = TypeVar("T")
+
+PIECE_BYTES = 1 << 20
+"""Bytes read at once where a file is walked through; a remote one costs a request each time."""
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET}
+"""What a network mount answers now and then, and not the next time."""
+_WAITS_S = (0.1, 1.0)
+
+
+class Ranges(Protocol):
+    """One file that can be read anywhere, from any thread."""
+
+    @property
+    def where(self) -> str:
+        """Path or URL, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`, fewer only at the file's end; `OSError` or `TransportError`."""
+
+
+class LocalRanges:
+    """A file on this machine, read by `pread`."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.size = os.stat(where).st_size
+
+    @functools.cached_property
+    def _file(self) -> int:
+        return os.open(self.where, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `Ranges`."""
+        return local_read(lambda: os.pread(self._file, size, offset))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"where": self.where, "size": self.size}
+
+    def __del__(self) -> None:
+        if "_file" in self.__dict__:
+            os.close(self._file)
+
+
+class RemoteRanges:
+    """A file behind a URL, read by range requests that are tried again until they succeed."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        system, path = filesystem(where)
+        info = retrying(lambda: system.info(path), where)
+        if info.get("size") is None or info.get("partial") is False:
+            raise UserError(
+                f"{where} must be on a server that says its size and gives ranges of it; got neither. "
+                "Download the file and name it on this machine."
+            )
+        self.size = int(info["size"])
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `Ranges`."""
+        end = min(offset + size, self.size)
+        if end <= offset:
+            return b""
+        return retrying(lambda: self._read(offset, end), self.where)
+
+    def _read(self, offset: int, end: int) -> bytes:
+        system, path = filesystem(self.where)  # fsspec keeps one for each thread and process.
+        data = bytes(system.cat_file(path, start=offset, end=end))
+        if len(data) > end - offset:
+            raise UserError(
+                f"{self.where} must be on a server that gives ranges; got the whole file instead. "
+                "Download the file and name it on this machine."
+            )
+        if len(data) < end - offset:
+            raise OSError(errno.EIO, f"{len(data)} bytes instead of {end - offset}")
+        return data
+
+
+def open_ranges(where: str) -> Ranges:
+    """The file at a path or URL."""
+    return RemoteRanges(where) if is_url(where) else LocalRanges(where)
+
+
+def local_read(read: Callable[[], T]) -> T:
+    """What `read` gives, after a second and a third attempt where a mount failed for the moment."""
+    for wait_s in _WAITS_S:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(wait_s)
+    return read()
+
+
+def pieces(file: Ranges, offset: int, size: int) -> Iterator[bytes]:
+    """`size` bytes from `offset`, in pieces of `PIECE_BYTES`."""
+    for start in range(offset, offset + size, PIECE_BYTES):
+        yield file.read(start, min(PIECE_BYTES, offset + size - start))
+
+
+class RemoteStream(io.RawIOBase):
+    """A file behind a URL from its start to its end; after a failure it goes on where it was."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._at = 0
+        self._left = memoryview(b"")
+        self._chunks: Iterator[bytes] | None = None
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` or a part of it; 0 at the end."""
+        if not self._left:
+            chunk = retrying(self._attempt, self.where, progress=lambda: self._at)
+            self._at += len(chunk)
+            self._left = memoryview(chunk)
+        taken = min(len(buffer), len(self._left))
+        buffer[:taken] = self._left[:taken]
+        self._left = self._left[taken:]
+        return taken
+
+    def _attempt(self) -> bytes:
+        try:
+            if self._chunks is None:
+                self._chunks = read_chunks(self.where, self._at)
+            return next(self._chunks, b"")
+        except Exception:
+            self._chunks = None
+            raise

@@ -1,0 +1,157 @@
+"""Several sources as one: their listings one after the other.
+
+Paths get the name of their source in front only where two sources have the same path.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from shard_tool.keys import name_hash
+from shard_tool.sources.listing import JoinedListing
+from shard_tool.sources.protocol import Access, InputError, Known, SideFile, Source
+
+
+@dataclass(frozen=True)
+class SeveralSources:
+    """Sources in the order in which they were named."""
+
+    parts: tuple[Source, ...]
+    listing: JoinedListing
+    known: Known
+
+    @classmethod
+    def join(cls, parts: Sequence[Source]) -> Self:
+        """Join `parts`; raises `UserError` where only some of them have labels, or other ones."""
+        hashes = np.concatenate([np.fromiter((name_hash(path) for path in part.listing), np.uint64) for part in parts])
+        prefixes = [b""] * len(parts)
+        if len(np.unique(hashes)) < len(hashes):
+            prefixes = [f"{name}/".encode() for name in _distinct([part.name for part in parts])]
+        return cls(tuple(parts), JoinedListing([part.listing for part in parts], prefixes), _join_known(parts))
+
+    @property
+    def name(self) -> str:
+        """What the names of the parts begin with, else the first one."""
+        names = sorted(part.name for part in self.parts)
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(names[0], names[-1], strict=False))
+        return re.sub(r"[\W_]*\d*$", "", "".join(letter for letter, _ in alike)) or self.parts[0].name
+
+    @property
+    def ignored(self) -> int:
+        """In all parts."""
+        return sum(part.ignored for part in self.parts)
+
+    @property
+    def access(self) -> Access:
+        """That of the part that needs most care."""
+        return max(part.access for part in self.parts)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Of the parts that have one."""
+        return {key: value for part in self.parts for key, value in part.origin.items()}
+
+    def chunks(self) -> NDArray[np.int64]:
+        """Those of the parts."""
+        first = 0
+        found = [np.zeros(1, np.int64)]
+        for part in self.parts:
+            found.append(part.chunks()[1:] + first)
+            first += len(part.listing)
+        return np.concatenate(found)
+
+    def read(self, item: int) -> bytes:
+        """From the part that has it."""
+        part, inner = self.listing.locate(item)
+        return self.parts[part].read(inner)
+
+    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
+        """Part after part."""
+        places = map(self.listing.locate, items)
+        place = next(places, None)
+        while place is not None:
+            number = place[0]
+
+            def mine(number: int = number) -> Iterator[int]:
+                nonlocal place
+                while place is not None and place[0] == number:
+                    yield place[1]
+                    place = next(places, None)
+
+            yield from self.parts[number].read_through(mine())
+
+    def carried(self, item: int) -> dict[str, object]:
+        """From the part that has it."""
+        part, inner = self.listing.locate(item)
+        return self.parts[part].carried(inner)
+
+    def side_files(self, file_name: str) -> list[SideFile]:
+        """Those inside the parts, then those above them."""
+        found = [file for part in self.parts for file in part.side_files(file_name)]
+        unique = {file.where: file for file in found}.values()
+        return sorted(unique, key=lambda file: not file.inside)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """`names`, with a number behind those that are taken."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        number, new = 1, name
+        while new in taken:
+            number += 1
+            new = f"{name}-{number}"
+        taken.add(new)
+        found.append(new)
+    return found
+
+
+def _join_known(parts: Sequence[Source]) -> Known:
+    """What all parts say alike: labels that only some have would be labels of some samples only."""
+    knowns = [part.known for part in parts]
+    first = knowns[0]
+    for part, known in zip(parts, knowns, strict=True):
+        if known.attributes != first.attributes or bool(known.classes) != bool(first.classes):
+            raise UserError(
+                f"all sources must have the same labels; got {_show(first)} in '{parts[0].name}' and {_show(known)} in "
+                f"'{part.name}'. Make shards of one at a time."
+            )
+    classes, class_of = _join_classes(knowns)
+    values = [known.values for known in knowns if known.values is not None]
+    splits = [known.split_of for known in knowns if known.split_of is not None]
+    return Known(
+        first.where,
+        first.attributes,
+        np.concatenate(values) if values else None,
+        classes,
+        class_of,
+        np.concatenate(splits) if len(splits) == len(parts) else None,
+    )
+
+
+def _join_classes(knowns: Sequence[Known]) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
+    """One numbering for all: that of the longest list where it begins with all others, else by sorted names."""
+    if not knowns[0].classes:
+        return (), None
+    names = max((known.classes for known in knowns), key=len)
+    if any(known.classes != names[: len(known.classes)] for known in knowns):
+        names = tuple(sorted({name for known in knowns for name in known.classes}))
+    number_of = {name: number for number, name in enumerate(names)}
+    found = []
+    for known in knowns:
+        assert known.class_of is not None, "classes come with a number for each input"
+        table = np.array([*(number_of[name] for name in known.classes), -1], np.int32)
+        found.append(table[known.class_of])
+    return names, np.concatenate(found)
+
+
+def _show(known: Known) -> str:
+    if known.attributes:
+        return f"{len(known.attributes)} attributes ({known.attributes[0]}, ...)"
+    return f"{len(known.classes)} classes" if known.classes else "none"
