@@ -17,12 +17,12 @@ _UNITS: dict[str, int] = {"": 1, "B": 1} | {
 }
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `2GiB`, `500 MB` or `4096`; `ConfigError` for anything else."""
+def parse_bytes(text: str, name: str = "a size") -> int:
+    """Bytes of a size such as `2GiB`, `500 MB` or `4096`; `ConfigError`, which calls it `name`, for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
     unit = next((unit for unit in _UNITS if match and unit.lower() == match[2].lower()), None)
     if match is None or unit is None or not float(match[1]):
-        raise ConfigError(f"a size must be a number with a unit; got '{text}'. Write 500MB, 2GiB or the like.")
+        raise ConfigError(f"{name} must be a number of bytes such as 100MB or 2GiB; got '{text}'. Use a unit of those.")
     return round(float(match[1]) * _UNITS[unit])
 
 

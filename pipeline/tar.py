@@ -50,6 +50,11 @@ class ShardWriter:
         """Samples added so far."""
         return len(self._records)
 
+    @property
+    def content_bytes(self) -> int:
+        """Bytes written so far, without the end of the tar."""
+        return self._offset
+
     def add(self, key: str, image: bytes, suffix: str, meta: bytes = b"") -> None:
         """Append one sample: `<key>.<suffix>` and, where `meta` is not empty, `<key>.json`."""
         image_offset = self._member(f"{key}.{suffix}", image)
@@ -62,8 +67,7 @@ class ShardWriter:
             self.abort()
             return None
         assert self._file is not None, "the writer is closed"
-        # Two zero blocks end a tar; tarfile and GNU tar fill up to 20 blocks.
-        self._write(bytes(2 * BLOCK + -(self._offset + 2 * BLOCK) % tarfile.RECORDSIZE))
+        self._write(bytes(tar_bytes(self._offset) - self._offset))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -94,6 +98,16 @@ class ShardWriter:
         self._file.write(data)
         self._sha256.update(data)
         self._offset += len(data)
+
+
+def member_bytes(size: int) -> int:
+    """Room of a file of `size` bytes in a tar: its header, and its content in whole blocks."""
+    return BLOCK + -(-size // BLOCK) * BLOCK
+
+
+def tar_bytes(members: int) -> int:
+    """Bytes of a tar whose members take `members`: two zero blocks end it; tarfile and GNU tar fill up to 20 blocks."""
+    return -(-(members + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def tar_header(name: str, size: int) -> bytes:

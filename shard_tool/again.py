@@ -1,19 +1,25 @@
 """A part of a finished set, planned again: of which photos each of its shards was made, and those shards once more."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.format import Shard
-from shard_tool.build import Settings, _GroupWriter, _Progress, _source_error, describe_request
-from shard_tool.journal import Journal, _flat, _show
+from pipeline.format import Shard, ShardSet
+from shard_tool.build import Progress, source_error
+from shard_tool.duplicates import find_candidates, find_duplicates
+from shard_tool.group import GroupWriter, json_pad
+from shard_tool.growth import plan_growth, plan_part
+from shard_tool.journal import differences
 from shard_tool.labels import FOLDERS, find_labels
 from shard_tool.photo import Recipe
-from shard_tool.plan import Group, Plan, make_plan
+from shard_tool.place import Folder
+from shard_tool.plan import Group, Plan
 from shard_tool.reading import outcomes
+from shard_tool.settings import Settings, describe_request
 from shard_tool.sources.opening import open_sources
 from shard_tool.sources.protocol import Source
 
@@ -30,56 +36,60 @@ class Again:
 
     def groups_of(self, names: Set[str]) -> Iterator[Group]:
         """The groups that made these shards, cut down to them."""
+        # Where bytes limit the shards, several are cut from a planned one, which gives them the beginning of their names.
+        cut = self.settings.shard_bytes is not None
+        planned = {name.rpartition("-")[0] if cut else name for name in names}
         for group in self.plan.iter_groups():
-            shards = tuple(shard for shard in group.shards if shard.name in names)
+            shards = tuple(shard for shard in group.shards if shard.name in planned)
             if shards:
                 yield replace(group, shards=shards)
 
     def build(self, out: Path, group: Group, *, threads: int, report: Callable[[int, int], None]) -> list[Shard]:
         """Write the shards of `group` into the folder `out`; raises `SourceError` and `OSError`."""
-        is_raw = self.settings.recipe.encoding == "raw"
-        pad = self.plan.longest_meta() if self.settings.json and is_raw else 0
-        writer = _GroupWriter(Journal(out, {}), self.plan, self.settings, pad)
         failures: list[str] = []
-        done = _Progress(report).add
+        writer = GroupWriter(out, self.plan, self.settings, json_pad(self.plan, self.settings), failures)
+        done = Progress(report).add
         made = outcomes(self.source, [group], self.settings.recipe, threads, done=done, spool=out)
         with contextlib.closing(made):
-            for shard in group.shards:
-                writer.write(shard, made, failures)
+            writer.write(group, made)
         if failures:
-            raise _source_error(failures)
+            raise source_error(failures)
         return [shard for rows in writer.record(group).shards.values() for shard in rows]
 
 
-def plan_again(part: Mapping[str, Any], photos: Path, labels: str | None) -> Again:
-    """Plan a part of a set as it was planned then.
+def plan_again(
+    shards: ShardSet, number: int, photos: Path, labels: str | None, *, workshop: Path, threads: int
+) -> Again:
+    """Plan part `number` of a set as it was planned then.
 
     `photos` is what it was built from; `labels` is the path of its table of labels, where that does not lie beside
-    the photos. Raises `UserError` where the plan would be another one, with the difference.
+    the photos; `workshop` gets small files. Raises `UserError` where the plan would be another one, with the
+    difference.
     """
+    part, before = shards.parts[number], replace(shards, parts=shards.parts[:number])
     settings = _settings(part)
     source = open_sources([str(photos)])
     attributes, partition = find_labels(source, _labels(settings, source, labels))
-    plan = make_plan(
-        source,
-        attributes,
-        partition,
-        val_fraction=settings.val_fraction,
-        shard_samples=settings.shard_samples,
-        seed=settings.seed,
-        limit=settings.limit,
-    )
-    request = describe_request(source, plan, settings)
-    differences = _differences(part, request, ("settings", "source"))
+    appended_to = part["source"].get("appended_to")
+    growth = None if appended_to is None else plan_growth(Folder(shards.folder), before, source)
+    plan = plan_part(source, attributes, partition, settings, growth)
+    request = describe_request(source, plan, settings, appended_to)
+    different = differences(part, request, ("settings", "source"))
     then, now = part["versions"]["plan"], request["versions"]["plan"]
     if then != now:
-        differences.append(f"a leanstream of plan version {now} (was {then})")
-    if differences:
+        different.append(f"a leanstream of plan version {now} (was {then})")
+    if different:
         raise UserError(
-            f"{photos} must be the photos and tables that the set was made of; got {', '.join(differences)}. "
+            f"{photos} must be the photos and tables that the set was made of; got {', '.join(different)}. "
             "Name those, or build the set again."
         )
-    return Again(source, plan, settings, tuple(_differences(part, request, ("versions",))))
+    if settings.drop_duplicates:
+        known = None if growth is None else growth.known
+        groups = find_candidates(source, plan, known)
+        place = Folder(workshop / f"part-{number}")
+        stays = find_duplicates(place, source, groups, known, threads=threads, report=lambda done, rejected: None)
+        plan = plan.without(stays)
+    return Again(source, plan, settings, tuple(differences(part, request, ("versions",))))
 
 
 def _settings(part: Mapping[str, Any]) -> Settings:
@@ -88,8 +98,8 @@ def _settings(part: Mapping[str, Any]) -> Settings:
     for name, default in (("quality", 95), ("val_fraction", 0.05)):  # None: it did not count.
         said[name] = default if said[name] is None else said[name]
     recipe = Recipe(said["size"], said["crop"], said["encode"], said["quality"])
-    others = ("val_fraction", "shard_samples", "seed", "limit", "json")
-    return Settings(recipe, labels=said.get("labels"), **{name: said[name] for name in others})
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"recipe"}
+    return Settings(recipe, **{name: value for name, value in said.items() if name in fields and value is not None})
 
 
 def _labels(settings: Settings, source: Source, given: str | None) -> str | None:
@@ -105,12 +115,3 @@ def _labels(settings: Settings, source: Source, given: str | None) -> str | None
             )
         return beside[0]
     return given
-
-
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], sections: tuple[str, ...]) -> list[str]:
-    old, new = _flat(earlier, sections), _flat(now, sections)
-    return [
-        f"{name} {_show(new.get(name))} (was {_show(old.get(name))})"
-        for name in dict.fromkeys([*new, *old])
-        if new.get(name) != old.get(name)
-    ]

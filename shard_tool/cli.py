@@ -11,6 +11,7 @@ Errors are one line on stderr; `--debug` adds the traceback.
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -24,12 +25,12 @@ from rich.console import Console
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, report_error
 from pipeline.format import SHARDSET_FILE
-from pipeline.machine import usable_cores
-from shard_tool.build import Settings
+from pipeline.machine import parse_bytes, usable_cores
 from shard_tool.contents import describe, show
 from shard_tool.display import show_progress
-from shard_tool.make import make_shards
+from shard_tool.make import Manner, make_shards
 from shard_tool.photo import Recipe
+from shard_tool.settings import Settings
 from shard_tool.sources.columns import Wanted
 from shard_tool.unfinished import find_unfinished, show_unfinished
 
@@ -71,8 +72,8 @@ class MakeShards(Common):
     `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
     size: int = 64
     """Height and width of the samples, pixels."""
-    out: Path | None = None
-    """Folder for the set; by default shards/<name of the source>-<size>."""
+    out: str | None = None
+    """Folder or bucket (s3://bucket/faces-64) for the set; by default shards/<name of the source>-<size>."""
     crop: Literal["center", "pad", "stretch", "none"] | int = "center"
     """center: the largest centred square; N: a centred square of N pixels; pad: the whole photo, with background on two
     sides; stretch, or none: the whole photo, stretched to a square."""
@@ -91,10 +92,18 @@ class MakeShards(Common):
     fast, and hardly a pixel differs by more than a level or two."""
     val_fraction: float = 0.05
     """Share of the photos for the val split, where no list_eval_partition.csv says which."""
-    shard_samples: int = 4096
-    """Most samples in one shard."""
+    shard_samples: int | None = None
+    """Most samples in one shard; by default 4096."""
+    shard_size: str | None = None
+    """Most bytes of one shard, such as 100MB or 1GiB, in place of a number of samples."""
     seed: int = 0
     """Seed of the order in which photos are spread over the shards."""
+    keep_order: bool = False
+    """Keep the order of the listing, for sets where it matters; else photos are mixed."""
+    drop_duplicates: bool = False
+    """Leave out photos with the same bytes as an earlier one; they are listed in rejected.jsonl."""
+    append: bool = False
+    """Add the photos that a finished set does not have yet, as a new part; its shards stay as they are."""
     threads: int | None = None
     """Threads to decode with; by default one for each core. The bytes do not depend on it."""
     limit: int | None = None
@@ -104,8 +113,14 @@ class MakeShards(Common):
     folder that a photo lies in is its class. By default CelebA's tables are taken where they lie beside the photos."""
     no_json: bool = False
     """Leave out the json of each sample, its source and labels: the leanest set."""
+    ray: str | None = None
+    """Build on a Ray cluster: its address, or nothing for one that is started here."""
+    staging: Path = Path("shards/.staging")
+    """Folder for shards on their way to a bucket; they leave it as soon as they have arrived."""
+    force: bool = False
+    """Begin even if the disk seems too small."""
     dry_run: bool = False
-    """Say what would be done, with an estimate of the space, and write nothing."""
+    """Say what would be done, with an estimate of space and time, and write nothing."""
     quiet: bool = False
     """Print nothing but errors."""
     image: str | None = None
@@ -196,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command,
             prog="shard_tool",
             description="Turn photos of faces into shard sets that stream.",
-            args=arguments,
+            args=_with_ray_address(arguments),
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         code = _run(command)
@@ -220,6 +235,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}. Run it again with --debug and report this.", file=sys.stderr)
         return EXIT_FAULT
+
+
+def _with_ray_address(arguments: list[str]) -> list[str]:
+    """`--ray` alone means a cluster that is started here; what follows it may be the source and not an address."""
+    if "--ray" not in arguments:
+        return arguments
+    after = arguments.index("--ray") + 1
+    address = re.fullmatch(r"auto|local|ray://.+|[\w.-]+:\d+", "".join(arguments[after : after + 1]))
+    return arguments if address else [*arguments[:after], "local", *arguments[after:]]
 
 
 def run() -> None:
@@ -260,6 +284,8 @@ def _draw_faces(command: DrawFaces) -> None:
 
 
 def _make_shards(command: MakeShards) -> None:
+    if command.shard_samples is not None and command.shard_size is not None:
+        raise UserError("shards must be limited by --shard-samples or by --shard-size; got both. Leave one out.")
     settings = Settings(
         Recipe(
             command.size,
@@ -272,26 +298,28 @@ def _make_shards(command: MakeShards) -> None:
             command.exact,
         ),
         val_fraction=command.val_fraction,
-        shard_samples=command.shard_samples,
+        shard_samples=4096 if command.shard_samples is None else command.shard_samples,
+        shard_bytes=None if command.shard_size is None else parse_bytes(command.shard_size, "shard-size"),
         seed=command.seed,
+        keep_order=command.keep_order,
+        drop_duplicates=command.drop_duplicates,
         limit=command.limit,
         json=not command.no_json,
         labels=None if command.labels is None else Path(command.labels).name,
     )
     if not command.sources:
         raise UserError("make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL.")
-    make_shards(
-        command.sources,
-        command.out,
-        settings,
-        labels=command.labels,
-        wanted=Wanted(
-            command.image, command.label, command.attributes, command.config, command.split, command.revision
-        ),
+    manner = Manner(
         threads=usable_cores() if command.threads is None else command.threads,
+        ray=command.ray,
+        staging=command.staging,
+        append=command.append,
         dry_run=command.dry_run,
+        force=command.force,
         quiet=command.quiet,
     )
+    wanted = Wanted(command.image, command.label, command.attributes, command.config, command.split, command.revision)
+    make_shards(command.sources, command.out, settings, manner, labels=command.labels, wanted=wanted)
 
 
 def _inspect(command: Inspect) -> int:

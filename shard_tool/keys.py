@@ -4,6 +4,7 @@ import hashlib
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.format import MAX_KEY_BYTES
 from shard_tool.sources.listing import Listing
@@ -15,8 +16,10 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]")
 class Keys:
     """The keys of a whole listing, made on demand; only the few that need a hash are remembered."""
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, taken: NDArray[np.uint64] | None = None) -> None:
+        """`taken` are the hashes of keys that samples outside the listing have."""
         self._listing = listing
+        self._taken = np.empty(0, np.uint64) if taken is None else taken
         self._hashed: set[int] = set()
         while clashes := self._clashes():
             self._hashed |= clashes
@@ -31,12 +34,17 @@ class Keys:
             key = key[: MAX_KEY_BYTES - 9] + b"-" + hashlib.sha256(path).hexdigest()[:8].encode()
         return key.decode()
 
+    def hashes(self) -> NDArray[np.uint64]:
+        """[inputs] `name_hash` of every key."""
+        return np.fromiter((name_hash(self[item].encode()) for item in range(len(self._listing))), np.uint64)
+
     def _clashes(self) -> set[int]:
         """Items that share their key with another and have no hash yet."""
-        hashes = np.fromiter((name_hash(self[item].encode()) for item in range(len(self._listing))), np.uint64)
+        hashes = self.hashes()
         order = np.argsort(hashes, kind="stable")
         same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        return set(order[same].tolist() + order[same + 1].tolist()) - self._hashed
+        outside = np.flatnonzero(np.isin(hashes, self._taken)) if len(self._taken) else same[:0]
+        return {*order[same].tolist(), *order[same + 1].tolist(), *outside.tolist()} - self._hashed
 
 
 def name_hash(name: bytes) -> int:

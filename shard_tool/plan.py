@@ -1,15 +1,16 @@
 """Which photo goes where: a pure function of the listing and the settings, in two levels.
 
-    chunks of the source --permuted by seed--> groups --samples permuted by seed--> shards of the group, by split
+    chunks of the source --dealt out by seed--> groups --samples permuted by seed--> shards of the group, by split
 
 A group is the atomic unit of a build. Its photos, its shards' names and their order are known before anything is read,
-so that groups can be built in any order, by anyone, and give the same bytes.
+so that groups can be built in any order, by anyone, and give the same bytes. Where shards are limited by bytes, a
+group has one run of samples a split, and cuts it into as many shards as it takes: `train-000007-000`, `-001` and so on.
 """
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,12 @@ from shard_tool.keys import Keys, in_share
 from shard_tool.labels import NOT_LISTED, Table
 from shard_tool.sources.listing import Listing, printable
 from shard_tool.sources.protocol import Access, Source
+from shard_tool.spread import make_groups
 
 GROUP_SHARDS = 4
 """Full shards a group; what a kill can cost, and how far photos that lie side by side are spread at least."""
+DUPLICATE = -2
+"""In place of a split: the input has the bytes of an earlier one. Beside `NOT_LISTED`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class PlannedShard:
     split: str
     name: str
     items: NDArray[np.int64]
-    """[samples] In the order of the shard."""
+    """[samples] In the order of the shard; of several shards, where they are limited by bytes."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Group:
 
     number: int
     shards: tuple[PlannedShard, ...]
-    unlisted: NDArray[np.int64]
-    """Items that a table leaves out, in listing order."""
+    left_out: NDArray[np.int64]
+    """Items that are not read: a table does not name them, or they are duplicates. In listing order."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,38 @@ class Plan:
     """The labels: 0/1 attributes, or one class for each photo."""
     partition: Table | None
     split_of: NDArray[np.int8]
-    """[inputs] A number into `SPLITS`, or `NOT_LISTED` where a table does not name the input."""
+    """[inputs] A number into `SPLITS`, or `NOT_LISTED`, or `DUPLICATE`."""
     groups: tuple[NDArray[np.int64], ...]
-    """The items of each group."""
-    shard_samples: int
-    seed: int
+    """The items of each group, in listing order."""
+    shard_samples: int | None
+    """Most samples in a shard; None where it is limited by bytes."""
+    seed: int | None
+    """Of all permutations; None: everything keeps the order of the listing."""
     carried: Callable[[int], dict[str, object]]
     """What else the source says about an input, for the json of its sample."""
+    first: Mapping[str, int] = field(default_factory=dict)
+    """By split, the number of the first shard, where it is not 0."""
+    stays: Mapping[int, int] = field(default_factory=dict)
+    """For each duplicate, the item with the same bytes that stays."""
 
     @property
     def photos(self) -> int:
-        """Inputs that will be read."""
+        """Inputs that take part; some of them may be left out without being read."""
         return sum(len(items) for items in self.groups)
+
+    def without(self, stays: Mapping[int, int]) -> "Plan":
+        """This plan where the keys of `stays` are left out as duplicates of its values; groups keep their items."""
+        split_of = self.split_of.copy()
+        split_of[list(stays)] = DUPLICATE
+        return replace(self, split_of=split_of, stays=stays)
+
+    def shard_numbers(self) -> dict[str, list[int]]:
+        """By split, the number of the first shard and the one after the last, whether it got samples or not."""
+        found: dict[str, list[int]] = {}
+        for shard in (shard for group in self.iter_groups() for shard in group.shards):
+            number = int(shard.name.rpartition("-")[2])
+            found.setdefault(shard.split, [number, number])[1] = number + 1
+        return found
 
     def samples(self) -> dict[str, int]:
         """Samples in each split if none is rejected."""
@@ -75,28 +99,32 @@ class Plan:
 
     def iter_groups(self, finished: Set[int] = frozenset()) -> Iterator[Group]:
         """All groups in order but those `finished`; only the current one is held."""
-        first = [0] * len(SPLITS)
+        following = [self.first.get(split, 0) for split in SPLITS]
         for number, items in enumerate(self.groups):
             shards: list[PlannedShard] = []
             for split, split_name in enumerate(SPLITS):
                 mine = items[self.split_of[items] == split]
                 if not len(mine):
                     continue
-                mixed = mine[permutation(len(mine), "samples", self.seed, number, split)]
-                for part in np.array_split(mixed, -(-len(mixed) // self.shard_samples)):
-                    shards.append(PlannedShard(split_name, f"{split_name}-{first[split]:06d}", part))
-                    first[split] += 1
+                if self.seed is not None:
+                    mine = mine[permutation(len(mine), "samples", self.seed, number, split)]
+                parts = 1 if self.shard_samples is None else -(-len(mine) // self.shard_samples)
+                for part in np.array_split(mine, parts):
+                    shards.append(PlannedShard(split_name, f"{split_name}-{following[split]:06d}", part))
+                    following[split] += 1
             if number not in finished:
-                yield Group(number, tuple(shards), np.sort(items[self.split_of[items] == NOT_LISTED]))
+                yield Group(number, tuple(shards), items[self.split_of[items] < 0])
 
-    def is_unlisted(self, item: int) -> bool:
-        """Whether a table leaves `item` out."""
-        return bool(self.split_of[item] == NOT_LISTED)
+    def is_left_out(self, item: int) -> bool:
+        """Whether `item` is rejected without being read."""
+        return bool(self.split_of[item] < 0)
 
-    def why_unlisted(self, item: int) -> str:
-        """The reason for which a table leaves `item` out."""
+    def why_left_out(self, item: int) -> tuple[str, str]:
+        """The reason for which `item` is left out, and a detail."""
+        if self.split_of[item] == DUPLICATE:
+            return "duplicate", f"of {printable(self.listing[self.stays[item]])}"
         tables = [table for table in (self.partition, self.attributes) if table is not None]
-        return next(f"not in {table.file_name}" for table in tables if table.row_of[item] == NOT_LISTED)
+        return next(f"not in {table.file_name}" for table in tables if table.row_of[item] == NOT_LISTED), ""
 
     def meta(self, item: int) -> bytes:
         """The json of one sample."""
@@ -137,17 +165,32 @@ def make_plan(
     partition: Table | None,
     *,
     val_fraction: float,
-    shard_samples: int,
-    seed: int,
+    shard_samples: int | None,
+    seed: int | None,
     limit: int | None,
+    group_samples: int | None = None,
+    among: NDArray[np.bool_] | None = None,
+    taken: NDArray[np.uint64] | None = None,
+    first: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan a build.
 
-    `val_fraction` counts where there is no `partition`. `limit` takes that many inputs, spread over the whole listing
-    by `seed`: the first ones of a sorted folder would all be of one person or class.
+    Args:
+        source: where the photos are.
+        attributes: labels; an input without them is left out.
+        partition: splits; an input without one is left out.
+        val_fraction: share of `val` where there is no `partition`.
+        shard_samples: most samples in a shard; None where shards are limited by bytes.
+        seed: of the order; None keeps that of the listing.
+        limit: takes that many inputs, spread over the whole listing by `seed`: the first ones of a sorted folder would
+            all be of one person or class. Without a seed, it is those first ones.
+        group_samples: most samples in a group; by default four full shards.
+        among: [inputs] the inputs that may take part; by default all.
+        taken: hashes of keys that samples already have elsewhere.
+        first: the number of the first shard of a split, where that is not 0.
     """
     count = len(source.listing)
-    keys = Keys(source.listing)
+    keys = Keys(source.listing, taken)
     if partition is not None:
         rows = partition.row_of
         split_of = np.where(rows == NOT_LISTED, NOT_LISTED, partition.values[rows, 0]).astype(np.int8)
@@ -156,33 +199,34 @@ def make_plan(
         split_of = np.fromiter(in_val, np.bool_, count).astype(np.int8)
     if attributes is not None:
         split_of[attributes.row_of == NOT_LISTED] = NOT_LISTED
-    chunks = source.chunks()
-    in_pass = source.access is Access.ONE_PASS
-    order = np.arange(len(chunks) - 1) if in_pass else permutation(len(chunks) - 1, "chunks", seed)
-    groups = _group(chunks, order, _chosen(count, limit, seed), shard_samples * GROUP_SHARDS)
-    return Plan(source.listing, keys, attributes, partition, split_of, groups, shard_samples, seed, source.carried)
+    if group_samples is None:
+        assert shard_samples is not None, "groups of shards that are limited by bytes need a size of their own"
+        group_samples = shard_samples * GROUP_SHARDS
+    chosen = _limited(np.ones(count, np.bool_) if among is None else among, limit, seed)
+    groups = make_groups(source.chunks(), chosen, group_samples, None if source.access is Access.ONE_PASS else seed)
+    return Plan(
+        listing=source.listing,
+        keys=keys,
+        attributes=attributes,
+        partition=partition,
+        split_of=split_of,
+        groups=groups,
+        shard_samples=shard_samples,
+        seed=seed,
+        carried=source.carried,
+        first=first or {},
+    )
 
 
-def _chosen(count: int, limit: int | None, seed: int) -> NDArray[np.bool_]:
-    chosen = np.ones(count, np.bool_)
-    if limit is not None:
-        chosen[permutation(count, "limit", seed)[limit:]] = False
+def _limited(among: NDArray[np.bool_], limit: int | None, seed: int | None) -> NDArray[np.bool_]:
+    if limit is None:
+        return among
+    items = np.flatnonzero(among)
+    if seed is not None:
+        items = items[permutation(len(items), "limit", seed)]
+    chosen = np.zeros(len(among), np.bool_)
+    chosen[items[:limit]] = True
     return chosen
-
-
-def _group(
-    chunks: NDArray[np.int64], order: NDArray[np.int64], chosen: NDArray[np.bool_], group_items: int
-) -> tuple[NDArray[np.int64], ...]:
-    """Chunks in that order, cut into groups of about equal size and at most about `group_items`."""
-    items = [np.flatnonzero(chosen[chunks[chunk] : chunks[chunk + 1]]) + chunks[chunk] for chunk in order.tolist()]
-    ends = np.cumsum([len(chunk) for chunk in items])
-    total = int(ends[-1])
-    groups = -(-total // group_items)
-    # A chunk belongs to the group in which its middle lies.
-    middles = ends - np.array([len(chunk) for chunk in items]) / 2
-    group_of = np.minimum((middles * groups / total).astype(np.int64), groups - 1)
-    parts = [[items[chunk] for chunk in np.flatnonzero(group_of == number).tolist()] for number in range(groups)]
-    return tuple(np.concatenate(part) for part in parts if part)
 
 
 @functools.cache

@@ -57,20 +57,35 @@ def repair(
     bad = {one.shard.name: one.shard for one in damaged if not one.tar_whole}
     if not bad:
         return done
-    parts = [part for part in shards.parts if "settings" in part]
-    if not parts:
+    numbers = _parts_of(shards, bad)
+    if not numbers:
         raise UserError(
             f"{shards.folder} must have been built by make-shards to be repaired; got a set that was only indexed. "
             "Copy its tars again."
         )
     with _workshop(shards.folder) as workshop:
-        for part in parts if bad else ():
-            again = plan_again(part, photos, labels)
+        for number in numbers:
+            if not bad:
+                break
+            again = plan_again(shards, number, photos, labels, workshop=workshop, threads=threads)
             for group in again.groups_of(bad.keys()):
                 for shard in again.build(workshop, group, threads=threads, report=report):
-                    _take(workshop, shards.folder, shard, bad.pop(shard.name), again, done)
+                    if shard.name in bad:
+                        _take(workshop, shards.folder, shard, bad.pop(shard.name), again, done)
     done.refused += [Problem(f"{name}.tar", None, "is not repaired: its photos are all rejected now") for name in bad]
     return done
+
+
+def _parts_of(shards: ShardSet, bad: Iterable[str]) -> list[int]:
+    """The parts that made some of these shards; parts that were not built by make-shards are left out."""
+    found = set[int]()
+    for name in bad:
+        split, number = name.split("-")[:2]
+        for part, content in enumerate(shards.parts):
+            first, end = content.get("shards", {}).get(split, (0, 1 << 62))
+            if "settings" in content and first <= int(number) < end:
+                found.add(part)
+    return sorted(found)
 
 
 def _restore_index(folder: Path, shard: Shard, done: Repaired) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.format import SHARDSET_FILE
-from shard_tool.journal import STATE_FOLDER
+from shard_tool.place import STATE_FOLDER
 
 OPTION_OF = {"shard_bytes": "shard-size"}
 """Settings whose option has another name."""

@@ -20,8 +20,8 @@ IMAGE_EXTENSIONS = {
     *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
 }
 """Files with these extensions, in any case, are inputs: each ends as a sample or as a rejection with a reason."""
-CHUNK_FILES = 64
-"""Consecutive files that are read in one go."""
+CHUNK_FILES = 8
+"""Consecutive files that stay together when the plan spreads them: fewer spread better; see benchmarks/spread.py."""
 
 
 class Access(enum.IntEnum):

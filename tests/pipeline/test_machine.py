@@ -75,7 +75,7 @@ def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2GiBs", "two", "0", "1e9", "2 X"])
 def test_what_is_no_size_is_an_error_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match="Write 500MB, 2GiB or the like"):
+    with pytest.raises(ConfigError, match="a size must be a number of bytes such as 100MB"):
         parse_bytes(text)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,16 @@ from PIL import Image
 from shard_tool.cli import main
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
+
+S3_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+"""
 
 Sample = tuple[str, dict[str, bytes]]
 Pixels = Callable[..., Image.Image]
@@ -181,3 +193,40 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         libc.umount2(str(folder).encode(), 2)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """An S3 server in a process of its own with a bucket `faces`; it ends with its standard input."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    with subprocess.Popen(
+        [sys.executable, "-c", S3_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in names.items():
+                patch.setenv(name, value)
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{process.stdout.readline().strip()}")
+            from pipeline.remote import filesystem
+
+            filesystem("s3://faces")[0].mkdir("faces")
+            yield "s3://faces"
+        process.stdin.close()
+        process.wait(10)
+
+
+def content(url: str) -> dict[str, str]:
+    """The sha256 of every file below a URL, as `hashes` gives it for a folder."""
+    from pipeline.remote import filesystem
+
+    found, root = filesystem(url)
+    found.invalidate_cache()
+    names = {path: path.strip("/").removeprefix(root.strip("/") + "/") for path in found.find(root)}
+    return {name: hashlib.sha256(found.cat_file(path)).hexdigest() for path, name in names.items()}

@@ -1,16 +1,18 @@
+import errno
 import io
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.format import SUFFIX, Index, ShardSet
-from pipeline.tar import scan_tar
+from pipeline.tar import ShardWriter, scan_tar
 from shard_tool.sources.folder import FolderSource
 
 Make = Callable[..., str]
@@ -218,3 +220,39 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on(
     assert os.system(f"mount -o remount,size=20m {full_disk}") == 0
     make(photos, full_disk / "set", *options)
     assert hashes(full_disk / "set") == hashes(tmp_path / "whole" / "set")
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.replace", "pipeline.tar.ShardWriter._write"])
+@pytest.mark.parametrize("number", [1, 3, 10])
+def test_a_disk_that_is_full_at_any_moment(
+    photos: Path,
+    tmp_path: Path,
+    make: Make,
+    refuse: Refuse,
+    hashes: Hashes,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+) -> None:
+    make(photos, tmp_path / "whole" / "set", *SMALL)
+    module, _, name = call.rpartition(".")
+    owner: Any = os if module == "os" else ShardWriter
+    work, left = getattr(owner, name), number
+
+    def full(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return work(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        error = refuse(photos, tmp_path / "set", *SMALL)
+    assert "No space left on device" in error
+    assert "Free some space" in error
+    assert not (tmp_path / "set" / "shardset.json").exists()
+    for path in (tmp_path / "set").glob("*.tar"):
+        scan_tar(path)
+    make(photos, tmp_path / "set", *SMALL)
+    assert hashes(tmp_path / "set") == hashes(tmp_path / "whole" / "set")

@@ -116,7 +116,7 @@ def test_other_labels_are_refused(unfinished: Path, photos: Path, refuse: Refuse
 def test_other_library_versions_are_refused(
     unfinished: Path, photos: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tool.build.library_versions", lambda: {"pillow": "99.0"})
+    monkeypatch.setattr("shard_tool.settings.library_versions", lambda: {"pillow": "99.0"})
     assert "pillow 99.0 (was begun with " in refuse(photos, unfinished, *SMALL)
 
 
@@ -124,7 +124,7 @@ def test_a_complete_set_stays_complete_under_other_library_versions(
     photos: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(photos, tmp_path / "set", *SMALL)
-    monkeypatch.setattr("shard_tool.build.library_versions", lambda: {"pillow": "99.0"})
+    monkeypatch.setattr("shard_tool.settings.library_versions", lambda: {"pillow": "99.0"})
     assert "already complete" in make(photos, tmp_path / "set", *SMALL)
 
 

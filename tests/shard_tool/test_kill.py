@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 Make = Callable[..., str]
@@ -16,7 +17,7 @@ Hashes = Callable[[Path], dict[str, str]]
 Pixels = Callable[..., Image.Image]
 
 ROOT = Path(__file__).parents[2]
-KILLS = 10
+KILLS = 20
 
 # Dies at the n-th rename, when what it renames is there and its new name is not: where a program can be caught.
 DIES_AT_A_RENAME = """
@@ -34,7 +35,7 @@ sys.exit(main())
 """
 
 
-def test_ten_kills_at_random_moments(tmp_path: Path, picture: Pixels, make: Make, hashes: Hashes) -> None:
+def test_twenty_kills_at_random_moments(tmp_path: Path, picture: Pixels, make: Make, hashes: Hashes) -> None:
     source = tmp_path / "raw"
     source.mkdir()
     for number in range(40):
@@ -53,7 +54,8 @@ def test_ten_kills_at_random_moments(tmp_path: Path, picture: Pixels, make: Make
         rounds += 1
         out = tmp_path / str(rounds) / "set"
         while kills < KILLS and not (out / "shardset.json").exists():
-            kills += killed(source, out, options, moments.uniform(0, 0.5))
+            threads = ("--threads", str(moments.choice((1, 2, 4))))
+            kills += killed(source, out, (*options, *threads), moments.uniform(0, 0.5))
         make(source, out, *options)
         assert hashes(out) == expected
     assert (out / "shardset.json").exists()
@@ -72,13 +74,22 @@ def killed(source: Path, out: Path, options: tuple[str, ...], seconds: float) ->
         return process.wait() == -signal.SIGKILL
 
 
-def test_a_kill_at_every_rename(photos: Path, tmp_path: Path, make: Make, hashes: Hashes) -> None:
-    options = ("--shard-samples", "8", "--size", "16", "--limit", "40", "--val-fraction", "0.3")
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        (("--shard-samples", "8", "--val-fraction", "0.3"), 1),
+        (("--shard-size", "20KB", "--drop-duplicates", "--keep-order"), 5),
+    ],
+)
+def test_a_kill_at_every_rename(
+    photos: Path, tmp_path: Path, make: Make, hashes: Hashes, options: tuple[str, ...], step: int
+) -> None:
+    options = (*options, "--size", "16", "--limit", "40")
     make(photos, tmp_path / "whole" / "set", *options)
     expected = hashes(tmp_path / "whole" / "set")
     code, number = -signal.SIGKILL, 0
     while code == -signal.SIGKILL:
-        number += 1
+        number += step
         out = tmp_path / str(number) / "set"
         script = [sys.executable, "-c", DIES_AT_A_RENAME, str(number)]
         code = subprocess.run(

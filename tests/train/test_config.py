@@ -64,7 +64,7 @@ def test_every_shipped_config_loads(path: Path) -> None:
         ("[checkpoint]\nkeep = 0", "checkpoint.keep must be a positive number"),
         ("[train]\nmicro_batch = 0", "train.micro_batch must be a positive number or auto; got 0"),
         ('[train]\nmicro_batch = "al"', "train.micro_batch .* must be one of 'auto'; got 'al'"),
-        ('[budget]\ngpu = "much"', "a size must be a number with a unit; got 'much'"),
+        ('[budget]\ngpu = "much"', "a size must be a number of bytes such as 100MB or 2GiB; got 'much'"),
         ("[loss]\nmse_weight = 0", "loss.mse_weight must be a positive number"),
     ],
 )
