@@ -1,11 +1,16 @@
-"""A part of a finished set, planned again: of which photos each of its shards was made, and those shards once more."""
+"""A part of a finished set, planned again: of which photos each of its shards was made, and those shards once more.
+
+settings, listing and versions in shardset.json ─┐
+photos as they are, less those that came later ──┴─> the same plan ──> the damaged shards of a group ──> the same bytes
+"""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.format import Shard, ShardSet
@@ -15,11 +20,15 @@ from shard_tool.group import GroupWriter, json_pad
 from shard_tool.growth import plan_growth, plan_part
 from shard_tool.journal import differences
 from shard_tool.labels import FOLDERS, find_labels
+from shard_tool.listed import Listed
 from shard_tool.photo import Recipe
 from shard_tool.place import Folder
 from shard_tool.plan import Group, Plan
 from shard_tool.reading import outcomes
 from shard_tool.settings import Settings, describe_request
+from shard_tool.sources.columns import Wanted
+from shard_tool.sources.folder import FolderSource
+from shard_tool.sources.listing import Listing
 from shard_tool.sources.opening import open_sources
 from shard_tool.sources.protocol import Source
 
@@ -36,7 +45,7 @@ class Again:
 
     def groups_of(self, names: Set[str]) -> Iterator[Group]:
         """The groups that made these shards, cut down to them."""
-        # Where bytes limit the shards, several are cut from a planned one, which gives them the beginning of their names.
+        # Where bytes limit the shards, several are cut from a planned one, and their names begin with its name.
         cut = self.settings.shard_bytes is not None
         planned = {name.rpartition("-")[0] if cut else name for name in names}
         for group in self.plan.iter_groups():
@@ -58,17 +67,19 @@ class Again:
 
 
 def plan_again(
-    shards: ShardSet, number: int, photos: Path, labels: str | None, *, workshop: Path, threads: int
+    shards: ShardSet, number: int, photos: Sequence[str], labels: str | None, *, workshop: Path, threads: int
 ) -> Again:
     """Plan part `number` of a set as it was planned then.
 
-    `photos` is what it was built from; `labels` is the path of its table of labels, where that does not lie beside
-    the photos; `workshop` gets small files. Raises `UserError` where the plan would be another one, with the
-    difference.
+    `photos` is what it was built from, perhaps among others; `labels` is the path of its table of labels, where that
+    does not lie beside the photos; `workshop` gets small files. Raises `UserError` where the plan would be another one,
+    with the difference.
     """
     part, before = shards.parts[number], replace(shards, parts=shards.parts[:number])
     settings = _settings(part)
-    source = open_sources([str(photos)])
+    origin = part["source"]
+    wanted = Wanted(config=origin.get("config"), revision=origin.get("commit"))
+    source = _source_then(open_sources(photos, wanted), shards, number)
     attributes, partition = find_labels(source, _labels(settings, source, labels))
     appended_to = part["source"].get("appended_to")
     growth = None if appended_to is None else plan_growth(Folder(shards.folder), before, source)
@@ -80,7 +91,7 @@ def plan_again(
         different.append(f"a leanstream of plan version {now} (was {then})")
     if different:
         raise UserError(
-            f"{photos} must be the photos and tables that the set was made of; got {', '.join(different)}. "
+            f"{', '.join(photos)} must be the photos and tables that the set was made of; got {', '.join(different)}. "
             "Name those, or build the set again."
         )
     if settings.drop_duplicates:
@@ -92,14 +103,30 @@ def plan_again(
     return Again(source, plan, settings, tuple(differences(part, request, ("versions",))))
 
 
+def _source_then(source: Source, shards: ShardSet, number: int) -> Source:
+    """The source as it was for a part: with the photos of the parts before, or without, and none that came later."""
+    wanted = shards.parts[number]["source"]["listing_sha256"]
+    if not isinstance(source, FolderSource) or source.listing.sha256() == wanted:
+        return source  # An archive does not grow; where it is another one, the difference is told.
+    for parts in (shards.parts[: number + 1], shards.parts[number : number + 1]):
+        if all("listing" in part for part in parts):
+            had = ~Listed.read(Folder(shards.folder), replace(shards, parts=parts)).compare(source.listing).new
+            entries = ((source.listing[item], int(source.listing.sizes[item])) for item in np.flatnonzero(had).tolist())
+            smaller = replace(source, listing=Listing(entries))
+            if smaller.listing.sha256() == wanted:
+                return smaller
+    return source
+
+
 def _settings(part: Mapping[str, Any]) -> Settings:
-    """What `describe_request` wrote down."""
-    said = {**part["settings"]}
-    for name, default in (("quality", 95), ("val_fraction", 0.05)):  # None: it did not count.
-        said[name] = default if said[name] is None else said[name]
-    recipe = Recipe(said["size"], said["crop"], said["encode"], said["quality"])
-    fields = {field.name for field in dataclasses.fields(Settings)} - {"recipe"}
-    return Settings(recipe, **{name: value for name, value in said.items() if name in fields and value is not None})
+    """What `describe_request` wrote down. None there: it did not count, and any value does."""
+    said = {name: value for name, value in part["settings"].items() if value is not None}
+    recipe = {field.name: {"encoding": "encode"}.get(field.name, field.name) for field in fields(Recipe)}
+    others = {field.name for field in fields(Settings)} - {"recipe"}
+    return Settings(
+        Recipe(**{"quality": 95, **{field: said[name] for field, name in recipe.items() if name in said}}),
+        **{name: value for name, value in said.items() if name in others},
+    )
 
 
 def _labels(settings: Settings, source: Source, given: str | None) -> str | None:

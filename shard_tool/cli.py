@@ -161,8 +161,9 @@ class Verify(Common):
     """Folder of a finished shard set."""
     quick: bool = False
     """Only compare the hashes of files, as fast as they can be read."""
-    repair: Path | None = None
-    """The photos that the set was made of: damaged shards are made again, if that gives the very bytes they had."""
+    repair: tuple[str, ...] = ()
+    """The photos that the set was made of, as they were given to make-shards: damaged shards are made again, and take
+    their place if they have the very bytes that are recorded."""
     labels: str | None = None
     """For a repair: the table that was given to make-shards by --labels, where it does not lie beside the photos."""
     threads: int | None = None

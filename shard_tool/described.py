@@ -6,6 +6,8 @@ from typing import Any
 from pipeline.errors import ShardError
 from pipeline.format import SHARDSET_FILE, ShardSet
 
+_LISTING = {"file": str, "sha256": str}
+
 
 def open_described(location: str) -> ShardSet:
     """`ShardSet.open` of a set whose labels and parts can be relied on too; raises what that raises."""
@@ -66,5 +68,5 @@ def _wrong_part(shards: ShardSet, part: dict[str, Any]) -> Iterator[str]:
             yield f"labels of {split} that are no list of counts"
         elif labels and len(counts) != labels:
             yield f"counts of {len(counts):,} labels of {split} in place of {labels:,}"
-    if not all(isinstance(value, str) for value in part.get("listing", {}).values()):
+    if "listing" in part and {name: type(value) for name, value in part["listing"].items()} != _LISTING:
         yield "a listing without file and sha256"

@@ -79,7 +79,7 @@ def find_labels(source: Source, wanted: str | None) -> tuple[Table | None, Table
 
 
 def find_attributes(source: Source) -> Table | None:
-    """The 0/1 attributes in CelebA's table, else what the source itself says; `UserError` where a table is malformed."""
+    """The attributes in CelebA's table, else what the source itself says; `UserError` where a table is malformed."""
     found = _find(source, ATTRIBUTES_FILES)
     return _known_labels(source.known) if found is None else _attributes(found, range(len(found.parsed.columns)))
 

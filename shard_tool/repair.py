@@ -9,7 +9,7 @@ So a set is never the worse for a repair, wherever that is stopped.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Repaired:
 def repair(
     shards: ShardSet,
     damaged: Iterable[ShardReport],
-    photos: Path,
+    photos: Sequence[str],
     *,
     labels: str | None,
     threads: int,
@@ -70,8 +70,7 @@ def repair(
             again = plan_again(shards, number, photos, labels, workshop=workshop, threads=threads)
             for group in again.groups_of(bad.keys()):
                 for shard in again.build(workshop, group, threads=threads, report=report):
-                    if shard.name in bad:
-                        _take(workshop, shards.folder, shard, bad.pop(shard.name), again, done)
+                    _take(workshop, shards.folder, shard, bad.pop(shard.name, None), again, done)
     done.refused += [Problem(f"{name}.tar", None, "is not repaired: its photos are all rejected now") for name in bad]
     return done
 
@@ -113,13 +112,15 @@ def _write_index(path: Path, index: Index, done: Repaired) -> None:
     done.restored.append(path.name)
 
 
-def _take(workshop: Path, folder: Path, made: Shard, wanted: Shard, again: Again, done: Repaired) -> None:
-    """Move a rebuilt shard to its place, if it is the one that was there."""
+def _take(workshop: Path, folder: Path, made: Shard, wanted: Shard | None, again: Again, done: Repaired) -> None:
+    """Move a rebuilt shard to its place, if it is wanted and the one that was there."""
     tar = f"{made.name}.tar"
     if made != wanted:
         changed = ", ".join(again.other_versions)
         why = f"library versions: {changed}" if changed else "photos of the same names and sizes, and other content"
-        done.refused.append(Problem(tar, None, f"is not repaired: built again, it has other bytes, perhaps by {why}"))
+        if wanted is not None:  # Else it is whole, and was made together with one that is not.
+            what = f"is not repaired: built again, it has other bytes, perhaps by {why}"
+            done.refused.append(Problem(tar, None, what))
         (workshop / tar).unlink()
         (workshop / f"{made.name}.index").unlink()
         return

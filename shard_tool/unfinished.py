@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.format import SHARDSET_FILE
 from shard_tool.place import STATE_FOLDER
 
-OPTION_OF = {"shard_bytes": "shard-size"}
+_OPTIONS = {"shard_bytes": "shard-size"}
 """Settings whose option has another name."""
 
 
@@ -68,7 +68,7 @@ def show_unfinished(content: dict[str, Any], console: Console) -> None:
 def _command(folder: Path, settings: dict[str, Any], is_append: bool) -> str:
     words = ["shard_tool", "make-shards", "PHOTOS", "--out", str(folder)]
     for name, value in settings.items():
-        option = f"--{OPTION_OF.get(name, name).replace('_', '-')}"
+        option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
         if name == "json":
             words += [] if value else ["--no-json"]
         elif value is True:

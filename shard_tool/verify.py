@@ -4,8 +4,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, ShardError, UserError
 from shard_tool.checks import Problem
@@ -22,7 +22,7 @@ def verify(
     folder: str,
     *,
     quick: bool = False,
-    photos: Path | None = None,
+    photos: Sequence[str] = (),
     labels: str | None = None,
     threads: int,
     as_json: bool = False,
@@ -39,13 +39,13 @@ def verify(
     with show_progress("verifying", _samples(folder), quiet=quiet, counted="problems") as report:
         findings = check_set(folder, quick=quick, threads=threads, report=report)
     done = Repaired()
-    if photos is not None and findings.damaged:
+    if photos and findings.damaged:
         findings, done = _repair(folder, findings, photos, labels, quick, threads, quiet)
     seconds = time.monotonic() - started
     if as_json:
         print(json.dumps(_content(folder, findings, done, quick), indent=1, ensure_ascii=False))
     elif not quiet:
-        print("\n".join(_summary(folder, findings, done, quick, photos is not None, seconds)))
+        print("\n".join(_summary(folder, findings, done, quick, bool(photos), seconds)))
     elif findings.problems:
         print("\n".join(_listed(findings.problems)), file=sys.stderr)
     return EXIT_DONE if findings.whole else EXIT_FAULT
@@ -59,7 +59,7 @@ def _samples(folder: str) -> int:
 
 
 def _repair(
-    folder: str, findings: Findings, photos: Path, labels: str | None, quick: bool, threads: int, quiet: bool
+    folder: str, findings: Findings, photos: Sequence[str], labels: str | None, quick: bool, threads: int, quiet: bool
 ) -> tuple[Findings, Repaired]:
     """What is left after a repair: restored shards are looked at again."""
     shards = open_described(folder)
