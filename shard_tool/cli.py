@@ -144,7 +144,7 @@ class Inspect(Common):
     Exit code 0: finished; 1: not finished; 2: no shard set.
     """
 
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder of a shard set."""
     json: bool = False
     """Print everything as JSON."""
@@ -157,11 +157,11 @@ class Verify(Common):
     Exit code 0: whole; 1: damaged; 2: it could not be checked.
     """
 
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder of a finished shard set."""
     quick: bool = False
     """Only compare the hashes of files, as fast as they can be read."""
-    repair: tuple[str, ...] = ()
+    repair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHOTOS ...")] = ()
     """The photos that the set was made of, as they were given to make-shards: damaged shards are made again, and take
     their place if they have the very bytes that are recorded."""
     labels: str | None = None
@@ -178,7 +178,7 @@ class Verify(Common):
 class Preview(Common):
     """Paint a contact sheet of a shard set: faces, keys and labels."""
 
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder of a finished shard set."""
     out: Path | None = None
     """Picture to write (.jpg, .png or .webp); by default <name of the set>-preview.jpg in the current folder."""
