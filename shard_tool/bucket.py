@@ -198,7 +198,7 @@ class Bucket:
         if found.get("ETag", "").strip('"') == md5.hex() or found.get("md5Hash") == base64.b64encode(md5).decode():
             return  # The server has computed the same checksum.
         digest = hashlib.sha256()
-        for chunk in read_chunks(join(self._url, name), 0):
+        for chunk in read_chunks(join(self._url, name), 0, size):
             digest.update(chunk)
         if digest.digest() != _digest(path, "sha256"):
             raise OSError("other bytes came back than were sent")

@@ -79,7 +79,7 @@ def find_labels(source: Source, wanted: str | None) -> tuple[Table | None, Table
 
 
 def find_attributes(source: Source) -> Table | None:
-    """The attributes in CelebA's table, else what the source itself says; `UserError` where a table is malformed."""
+    """The 0/1 attributes in CelebA's table, else the labels in the source itself; `UserError` for a malformed table."""
     found = _find(source, ATTRIBUTES_FILES)
     return _known_labels(source.known) if found is None else _attributes(found, range(len(found.parsed.columns)))
 

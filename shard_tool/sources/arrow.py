@@ -76,7 +76,7 @@ class ArrowSource:
             base or os.path.basename(file.where), 0, len(sizes), len(str(len(sizes) - 1))
         )
         listing = Listing(zip(paths, sizes, strict=True))
-        return cls(file, name, listing, facts, facts.known(), compact(offsets))
+        return cls(file, name, listing, facts, facts.known(), compact(offsets), columns.origin)
 
     def chunks(self) -> NDArray[np.int64]:
         """Runs of rows."""

@@ -90,6 +90,11 @@ class Columns:
         return cls(image, f"{image}.bytes" if nested else image, path, label, classes, attributes, tuple(rest))
 
     @property
+    def origin(self) -> dict[str, str]:
+        """What a set must record: from another column it would be another set."""
+        return {"image_column": self.image}
+
+    @property
     def facts(self) -> list[str]:
         """Names of the columns beside the image that are read."""
         return [*([self.label] if self.label else []), *self.attributes, *self.carried]

@@ -48,7 +48,9 @@ def open_dataset(url: str, wanted: Wanted, open_file: OpenFile) -> list[Source]:
             known = part.known
             if len(splits) > 1 and number >= 0:
                 known = dataclasses.replace(known, split_of=np.full(len(part.listing), number, np.int8))
-            found.append(dataclasses.replace(part, name=repo.rpartition("/")[2], known=known, origin=origin))
+            found.append(
+                dataclasses.replace(part, name=repo.rpartition("/")[2], known=known, origin={**part.origin, **origin})
+            )
     return found
 
 

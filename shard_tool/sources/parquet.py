@@ -59,7 +59,7 @@ class ParquetSource:
                 listing = _stored_names(parquet, columns, starts, shares) or _numbered(file.where, starts, shares)
         except arrow.ArrowException as error:
             raise UserError(f"{file.where} must be whole parquet; got '{error}'. Download or copy it again.") from error
-        return cls(file, name, listing, columns, facts, facts.known(), starts)
+        return cls(file, name, listing, columns, facts, facts.known(), starts, columns.origin)
 
     def chunks(self) -> NDArray[np.int64]:
         """The row groups."""

@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -145,7 +146,7 @@ class RemoteStream(io.RawIOBase):
     def _attempt(self) -> bytes:
         try:
             if self._chunks is None:
-                self._chunks = read_chunks(self.where, self._at)
+                self._chunks = read_chunks(self.where, self._at, sys.maxsize)
             return next(self._chunks, b"")
         except Exception:
             self._chunks = None

@@ -129,7 +129,7 @@ def test_a_dataset_that_is_no_parquet_is_read_from_what_the_hub_has_converted(hu
             (converted / config / split).mkdir(parents=True)
             write_parquet(dataset_of(part), converted / config / split / "0000.parquet")
     source = open_sources(["hf://datasets/me/faces"])
-    assert source.origin == {"dataset": "me/faces", "commit": "beefed"}
+    assert source.origin == {"dataset": "me/faces", "commit": "beefed", "image_column": "image"}
     assert len(source.listing) == 60
     assert source.known.split_of is not None
     assert source.known.split_of.tolist() == [0] * 50 + [1] * 10
