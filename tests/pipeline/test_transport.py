@@ -4,6 +4,7 @@ import itertools
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ from tests.faults import FAULTS, FaultyServer
 from tests.helpers import make_image, make_key, make_shard_set
 
 VICTIM = "train-000002"
-PATIENT = Patience(attempts=6, deadline_s=30, silence_s=0.3, first_wait_s=0.001, longest_wait_s=0.01)
-HASTY = Patience(attempts=2, deadline_s=5, silence_s=0.2, first_wait_s=0.001, longest_wait_s=0.01)
+PATIENT = Patience(attempts=6, deadline_s=60, silence_s=10, first_wait_s=0.001, longest_wait_s=0.01)
+HASTY = replace(PATIENT, attempts=2)
+
+
+def patience_for(fault: str, patience: Patience) -> Patience:
+    """Only where a silent server is what is tested, little silence is enough."""
+    return replace(patience, silence_s=0.4) if fault.startswith("stalled") else patience
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +205,7 @@ def bucket(tmp_path: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_bucket_that_fails_for_a_while_leaves_no_trace(bucket, shards, fault):
     for name in ("shardset.json", f"{VICTIM}.tar", f"{VICTIM}.index"):
         bucket.plan[f"faces/tiny/{name}"] = [fault, fault]
-    assert_same(load("s3://faces/tiny", 5), load(shards, 5))
+    assert_same(load("s3://faces/tiny", 5, patience=patience_for(fault, PATIENT)), load(shards, 5))
     assert bucket.requests.count(f"faces/tiny/{VICTIM}.tar") == 3
 
 
@@ -215,7 +221,7 @@ def test_whatever_passes_leaves_no_trace(server, shards, fault):
     for name in ("shardset.json", f"{VICTIM}.tar", f"{VICTIM}.index", "train-000000.tar"):
         if fault != "short" or name.endswith(".tar"):  # Nobody can tell that half a small file is not all of it.
             server.plan[name] = [fault, fault]
-    assert_same(load(server.url), load(shards))
+    assert_same(load(server.url, patience=patience_for(fault, PATIENT)), load(shards))
     assert server.requests.count(f"{VICTIM}.tar") >= 3
     assert not fetch_threads()
 
@@ -255,7 +261,7 @@ def test_a_random_mixture_of_faults_leaves_no_trace(shards):
 def test_what_does_not_pass_is_an_error_that_names_stage_address_attempts_and_cause(server, fault, error, cause):
     server.always[f"{VICTIM}.tar"] = fault
     with pytest.raises(error, match=cause) as caught:
-        load(server.url, patience=HASTY)
+        load(server.url, patience=patience_for(fault, HASTY))
     assert str(caught.value).startswith(f"fetch: {server.url}/{VICTIM}.tar must ")
     if error is TransportError:
         assert "attempt 2" in str(caught.value)
@@ -266,7 +272,7 @@ def test_what_does_not_pass_is_an_error_that_names_stage_address_attempts_and_ca
 def test_a_description_that_cannot_be_had_is_an_error(server, fault):
     server.always["shardset.json"] = fault
     with pytest.raises(TransportError, match=rf"^{server.url}/shardset.json must be available within 2 attempts"):
-        load(server.url, patience=HASTY)
+        load(server.url, patience=patience_for(fault, HASTY))
 
 
 def test_a_description_that_is_cut_in_half_is_an_error(server):
