@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 4 << 20
 """Bytes read at once: enough to forget the cost of a request, few enough to keep some in memory."""
+_NO_END = 1 << 62
 _LOOK_S = 0.1
 """Time between looks at whether to stop."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
@@ -189,7 +190,7 @@ def read_bytes(
 def read_chunks(
     location: str,
     start: int,
-    stop: int,
+    stop: int = _NO_END,
     *,
     patience: Patience = DEFAULT_PATIENCE,
     stopped: threading.Event | None = None,
@@ -211,8 +212,8 @@ def read_chunks(
             end = min(stop, begin + CHUNK_BYTES)
             try:
                 chunk = bytes(_run(found, found._cat_file(path, start=begin, end=end), patience, stopped))
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # The range lies behind the end.
+            except Exception as error:
+                if getattr(error, "errno", None) == errno.EINVAL or _status(error) == 416:  # It lies behind the end.
                     return
                 raise
             yield chunk

@@ -237,7 +237,7 @@ def test_a_file_is_read_from_any_byte_whether_or_not_the_server_can(server, rang
     monkeypatch.setattr("pipeline.remote.CHUNK_BYTES", 8192)
     url = server(ranges=ranges)
     chunks = list(read_chunks(url, start, len(CONTENT), patience=SHORT))
-    assert b"".join(chunks) == CONTENT[start:]
+    assert b"".join(chunks) == CONTENT[start:] == b"".join(read_chunks(url, start, patience=SHORT))
     assert max(map(len, chunks)) <= 8192
     assert read_bytes(url, patience=SHORT) == CONTENT
 
@@ -248,6 +248,7 @@ def test_any_file_system_is_read_from_any_byte(tmp_path):
     for location in (f"{tmp_path}/file", f"file://{tmp_path}/file", "memory://transport-test/file"):
         assert b"".join(read_chunks(location, 77_777, len(CONTENT))) == CONTENT[77_777:]
         assert b"".join(read_chunks(location, 7, 777)) == CONTENT[7:777]
+        assert b"".join(read_chunks(location, 7)) == CONTENT[7:]
         assert b"".join(read_chunks(location, 99_999, 2 * len(CONTENT))) == CONTENT[99_999:]
         assert b"".join(read_chunks(location, 2 * len(CONTENT), 3 * len(CONTENT))) == b""
         assert read_bytes(location) == CONTENT

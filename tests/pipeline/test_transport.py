@@ -14,7 +14,7 @@ import s3fs
 from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError, ShardError, TransportError, UserError
 from pipeline.format import ShardSet
-from pipeline.remote import Patience
+from pipeline.remote import Patience, read_chunks
 from tests.faults import FAULTS, FaultyServer
 from tests.helpers import make_image, make_key, make_shard_set
 
@@ -172,6 +172,11 @@ def test_buckets_are_read_like_folders(shards, monkeypatch):
         for path in shards.folder.iterdir():
             system.pipe_file(f"faces/tiny/{path.name}", path.read_bytes())
         assert_same(load("s3://faces/tiny"), load(shards))
+        system.pipe_file("faces/whole", bytes(2 * 4096))
+        monkeypatch.setattr("pipeline.remote.CHUNK_BYTES", 4096)
+        assert list(read_chunks("s3://faces/whole", 0)) == [bytes(4096)] * 2, (
+            "the end of a file of unknown size is found"
+        )
         system.rm_file(f"faces/tiny/{VICTIM}.tar")
         with pytest.raises(ShardError, match=rf"fetch: s3://faces/tiny/{VICTIM}\.tar must exist"):
             load("s3://faces/tiny", cache=shards.folder.parent / "other")
