@@ -112,13 +112,13 @@ def test_a_server_that_goes_away_is_a_failure_and_the_same_command_goes_on(
     make(f"{server.url}/raw.zip", tmp_path / "one" / "set", *SMALL)
     source = open_sources([f"{server.url}/raw.zip"])
     server.faults += [503] * 4
-    with pytest.raises(TransportError, match=r"raw\.zip must be had within 4 attempts"):
+    with pytest.raises(TransportError, match=r"raw\.zip must be available within 4 attempts"):
         source.read(0)
     server.requests.clear()
     server.fails_after = 35  # Requests: in the second of the groups.
     error = refuse(f"{server.url}/raw.zip", tmp_path / "two" / "set", *SMALL, "--threads", 1, code=1)
     assert "could not be read this time" in error
-    assert "must be had within 4 attempts" in error
+    assert "must be available within 4 attempts" in error
     assert not (tmp_path / "two" / "set" / "rejected.jsonl").exists()
     server.fails_after = None
     server.requests.clear()
