@@ -18,6 +18,11 @@ from shard_tool.settings import Settings
 from shard_tool.sources.protocol import Source
 
 
+GROWS = {"photos", "listing_sha256", "appended_to"}
+"""What another number of photos changes in a request."""
+TABLES = {"attributes_sha256", "partition_sha256"}
+
+
 @dataclass(frozen=True)
 class Growth:
     """What a plan must know of the parts before it."""
@@ -90,7 +95,10 @@ def check_growth(
         return False
     difference = Listed.read(place, present).compare(source.listing)
     new = int(difference.new.sum())
-    if not difference.is_only_new:
+    may_differ = GROWS | TABLES if new else GROWS
+    last = {name: value for name, value in present.parts[-1]["source"].items() if name not in may_differ}
+    now = {name: value for name, value in request["source"].items() if name not in may_differ}
+    if not difference.is_only_new or differences({"source": last}, {"source": now}, ("source",)):
         return False
     if new:
         raise UserError(
