@@ -49,9 +49,12 @@ class Estimate:
         return self.reasons.total() / self.tried if self.tried else 0.0
 
 
-def estimate(source: Source, plan: Plan, settings: Settings) -> Estimate:
-    """Make some samples of `plan`, one after the other, and write nothing."""
-    chosen = np.sort(_some_photos(source, plan))
+def estimate(source: Source, plan: Plan, settings: Settings, chunks: int = 1) -> Estimate:
+    """Make some samples of `plan`, one after the other, and write nothing.
+
+    They come from everywhere, or from so many `chunks` where every chunk costs time.
+    """
+    chosen = np.sort(_some_photos(source, plan, chunks))
     read = chosen[plan.split_of[chosen] >= 0].tolist()
     sizes: list[int] = []
     reasons = Counter(plan.why_left_out(item)[0] for item in chosen.tolist() if plan.is_left_out(item))
@@ -67,13 +70,13 @@ def estimate(source: Source, plan: Plan, settings: Settings) -> Estimate:
     return Estimate((time.monotonic() - began) * share, round(sum(sizes) * share), len(chosen), reasons)
 
 
-def _some_photos(source: Source, plan: Plan) -> NDArray[np.int64]:
-    """A few photos from everywhere, or from few chunks where every chunk costs time."""
+def _some_photos(source: Source, plan: Plan, chunks: int) -> NDArray[np.int64]:
     items = np.concatenate(plan.groups)
     if source.access is not Access.ANY_ORDER:
-        chunks = source.chunks()
-        some = np.arange(1) if source.access is Access.ONE_PASS else permutation(len(chunks) - 1, "chunks")[:4]
-        chunk_of = np.searchsorted(chunks, items, side="right") - 1
+        starts = source.chunks()
+        in_pass = source.access is Access.ONE_PASS
+        some = np.arange(1) if in_pass else permutation(len(starts) - 1, "chunks")[:chunks]
+        chunk_of = np.searchsorted(starts, items, side="right") - 1
         items = items[np.isin(chunk_of, some)] if np.isin(chunk_of, some).any() else items
     return items[permutation(len(items), "estimate")[:ESTIMATE_PHOTOS]]
 

@@ -17,7 +17,6 @@ from shard_tool.plan import Plan, make_plan
 from shard_tool.settings import Settings
 from shard_tool.sources.protocol import Source
 
-
 GROWS = {"photos", "listing_sha256", "appended_to"}
 """What another number of photos changes in a request."""
 TABLES = {"attributes_sha256", "partition_sha256"}

@@ -160,7 +160,7 @@ def _forecast(place: Place, source: Source, plan: Plan, settings: Settings) -> l
     numbers = {name: f" (shards: {shards[name]:,})" if plan.shard_samples is not None else "" for name in SPLITS}
     expected = [f"{name} {samples[name]:,}{numbers[name]}" for name in SPLITS if samples[name]]
     left_out = plan.photos - sum(samples.values())
-    tried = estimate(source, plan, settings)
+    tried = estimate(source, plan, settings, chunks=4)
     lines = [
         f"{place.shown} would be made of {plan.photos:,} photos from '{source.name}'; nothing was written.",
         f"  splits    {', '.join(expected)}{_where_from(plan)}",
