@@ -1,7 +1,9 @@
 """The machine: cores that may be used, and memory as a person pays for it, the PSS of a whole process tree."""
 
+import ctypes
 import os
 import re
+import sys
 import threading
 from types import TracebackType
 from typing import Self
@@ -97,3 +99,10 @@ class PeakMemory:
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):
             self.sample()
+
+
+def release_memory() -> None:
+    """Give what was freed back to the system: glibc keeps it, and large temporary arrays would count for good."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

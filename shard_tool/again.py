@@ -78,7 +78,7 @@ def plan_again(
     part, before = shards.parts[number], replace(shards, parts=shards.parts[:number])
     settings = _settings(part)
     origin = part["source"]
-    wanted = Wanted(config=origin.get("config"), revision=origin.get("commit"))
+    wanted = Wanted(origin.get("image_column"), config=origin.get("config"), revision=origin.get("commit"))
     source = _source_then(open_sources(photos, wanted), shards, number)
     attributes, partition = find_labels(source, _labels(settings, source, labels))
     appended_to = part["source"].get("appended_to")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.counter import permutation
 from pipeline.format import SPLITS
+from pipeline.machine import release_memory
 from shard_tool.keys import Keys, in_share
 from shard_tool.labels import NOT_LISTED, Table
 from shard_tool.sources.listing import Listing, printable
@@ -203,6 +204,7 @@ def make_plan(
         assert shard_samples is not None, "groups of shards that are limited by bytes need a size of their own"
         group_samples = shard_samples * GROUP_SHARDS
     chosen = _limited(np.ones(count, np.bool_) if among is None else among, limit, seed)
+    release_memory()  # What reading tables and hashing keys has left.
     groups = make_groups(source.chunks(), chosen, group_samples, None if source.access is Access.ONE_PASS else seed)
     return Plan(
         listing=source.listing,

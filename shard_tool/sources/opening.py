@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError, describe_os_error
+from pipeline.machine import release_memory
 from pipeline.remote import is_url
 from shard_tool.sources.columns import WHATEVER, Wanted
 from shard_tool.sources.folder import FolderSource
@@ -49,7 +50,9 @@ _REMEDIES = {
 def open_sources(names: Sequence[str], wanted: Wanted = WHATEVER) -> Source:
     """The source behind one or more paths, globs and URLs; raises `UserError` where one of them is none."""
     parts = [part for name in names for where in _expand(name) for part in _open(where, wanted)]
-    return parts[0] if len(parts) == 1 else SeveralSources.join(_with_splits(parts))
+    source = parts[0] if len(parts) == 1 else SeveralSources.join(_with_splits(parts))
+    release_memory()
+    return source
 
 
 def _expand(name: str) -> list[str]:

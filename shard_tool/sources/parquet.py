@@ -3,7 +3,6 @@
 A size is known only of a row group: that of a row is its share.
 """
 
-import io
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from shard_tool.keys import name_hash
 from shard_tool.sources.columns import Columns, Facts, Wanted, pyarrow_of, row_names, stored_path
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile
-from shard_tool.sources.ranges import LocalRanges, Ranges
+from shard_tool.sources.ranges import LocalRanges, Ranges, RangesFile
 
 BATCH_ROWS = 16
 """Images that are unpacked at once."""
@@ -158,35 +157,3 @@ def _stored_names(
     except LookupError:
         return None
     return listing if len(np.unique(np.frombuffer(hashes, np.uint64))) == len(hashes) else None
-
-
-class RangesFile(io.RawIOBase):
-    """A file of ranges with a place in it, as libraries want files."""
-
-    def __init__(self, file: Ranges) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The place."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to another place."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Read from the place on."""
-        data = self._file.read(self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -24,19 +24,23 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNR
 _WAITS_S = (0.1, 1.0)
 
 
-class Ranges(Protocol):
-    """One file that can be read anywhere, from any thread."""
-
-    @property
-    def where(self) -> str:
-        """Path or URL, for messages."""
+class Readable(Protocol):
+    """Bytes that can be read anywhere, from any thread."""
 
     @property
     def size(self) -> int:
         """Bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`, fewer only at the file's end; `OSError` or `TransportError`."""
+        """Up to `size` bytes from `offset`, fewer only at the end; `OSError` or `TransportError`."""
+
+
+class Ranges(Readable, Protocol):
+    """One file."""
+
+    @property
+    def where(self) -> str:
+        """Path or URL, for messages."""
 
 
 class LocalRanges:
@@ -151,3 +155,37 @@ class RemoteStream(io.RawIOBase):
         except Exception:
             self._chunks = None
             raise
+
+
+class RangesFile(io.RawIOBase):
+    """Ranges with a place in them, as libraries want files."""
+
+    def __init__(self, file: Readable, start: int = 0, size: int | None = None) -> None:
+        """All of `file`, or `size` bytes from `start`."""
+        self._file, self._start = file, start
+        self._size = file.size - start if size is None else size
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to another place."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read from the place on."""
+        data = self._file.read(self._start + self._at, max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

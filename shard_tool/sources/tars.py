@@ -11,7 +11,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from shard_tool.sources.protocol import (
     is_table,
     one_by_one,
 )
-from shard_tool.sources.ranges import LocalRanges
+from shard_tool.sources.ranges import LocalRanges, RangesFile
 from shard_tool.sources.scratch import Scratch
 
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
@@ -93,7 +93,7 @@ class Scan:
         return [SideFile(f"{self.where}/{path}", True, functools.partial(self._open, path)) for path in found]
 
     def _open(self, path: str) -> BinaryIO:
-        return io.BytesIO(self._scratch.read(*self.tables[path]))
+        return cast(BinaryIO, io.BufferedReader(RangesFile(self._scratch, *self.tables[path])))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,12 @@ from shard_tool.sources.protocol import (
     is_table,
     one_by_one,
 )
-from shard_tool.sources.ranges import Ranges
+from shard_tool.sources.ranges import Ranges, RangesFile
 
 _LOCAL = struct.Struct("<4s22x2H")
 _STORED, _DEFLATED, _ENCRYPTED = 0, 8, 0xFFFF
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 96: "JPEG"}
+_TABLE_BUFFER_BYTES = 1 << 17
 _NAME_ROOM = 512
 """Bytes read with a member for its name and extra fields; a longer header costs a second read."""
 
@@ -117,19 +118,12 @@ class ZipSource:
         """Those inside, the least deep first."""
         found = [entry for entry in self.tables if entry.path.rpartition("/")[2] == file_name]
         found.sort(key=lambda entry: (entry.path.count("/"), entry.path))
-        return [SideFile(f"{self.file.where}/{entry.path}", True, _Opener(self, entry)) for entry in found]
+        return [SideFile(f"{self.file.where}/{entry.path}", True, _Opener(self.file, entry)) for entry in found]
 
     def _member(self, offset: int, compressed: int, size: int, crc32: int, method: int) -> bytes:
-        if method == _ENCRYPTED:
-            raise InputError("encrypted in the archive", "unpack it with its password first")
-        if method not in (_STORED, _DEFLATED):
-            kind = _METHODS.get(method, f"method {method}")
-            raise InputError("compression not supported", f"{kind}; unpack the archive first")
+        _check_method(method)
         data = self.file.read(offset, _LOCAL.size + _NAME_ROOM + compressed)
-        if len(data) < _LOCAL.size or data[:4] != b"PK\x03\x04":
-            raise InputError("damaged in the archive", "no header where the directory says")
-        _, name_size, extra_size = _LOCAL.unpack_from(data)
-        start = _LOCAL.size + name_size + extra_size
+        start = _content_start(data)
         body = data[start : start + compressed]
         if len(body) < compressed:
             body += self.file.read(offset + start + len(body), compressed - len(body))
@@ -143,21 +137,86 @@ class ZipSource:
         return plain
 
 
+def _check_method(method: int) -> None:
+    if method == _ENCRYPTED:
+        raise InputError("encrypted in the archive", "unpack it with its password first")
+    if method not in (_STORED, _DEFLATED):
+        kind = _METHODS.get(method, f"method {method}")
+        raise InputError("compression not supported", f"{kind}; unpack the archive first")
+
+
+def _content_start(header: bytes) -> int:
+    """Where a member's content begins behind its local header."""
+    if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
+        raise InputError("damaged in the archive", "no header where the directory says")
+    _, name_size, extra_size = _LOCAL.unpack_from(header)
+    return int(_LOCAL.size + name_size + extra_size)
+
+
 @dataclass(frozen=True)
 class _Opener:
-    """Opens a table in a zip; a table is read whole, and is some MiB at most."""
+    """Opens a table in a zip, which is unpacked as it is read: CelebA's has 24 MB."""
 
-    source: ZipSource
+    file: Ranges
     entry: Entry
 
     def __call__(self) -> BinaryIO:
-        """The unpacked file."""
-        entry = self.entry
+        """The unpacked file; `UserError` where it cannot be had."""
+        entry, where = self.entry, f"{self.file.where}/{self.entry.path}"
         try:
-            method = _ENCRYPTED if entry.flags & ENCRYPTED else entry.method
-            return io.BytesIO(self.source._member(entry.offset, entry.compressed, entry.size, entry.crc32, method))
+            _check_method(_ENCRYPTED if entry.flags & ENCRYPTED else entry.method)
+            start = entry.offset + _content_start(self.file.read(entry.offset, _LOCAL.size))
         except InputError as error:
-            raise UserError(
-                f"{self.source.file.where}/{entry.path} must be readable; got '{error.reason}: {error.detail}'. "
-                "Repair the archive, or unpack it."
-            ) from None
+            raise _unreadable(where, f"{error.reason}: {error.detail}") from None
+        packed = RangesFile(self.file, start, entry.compressed)
+        plain = _Inflating(packed, where) if entry.method == _DEFLATED else packed
+        return cast(BinaryIO, io.BufferedReader(_Checked(plain, entry, where), _TABLE_BUFFER_BYTES))
+
+
+class _Inflating(io.RawIOBase):
+    """The plain bytes of a deflated file."""
+
+    def __init__(self, packed: io.RawIOBase, where: str) -> None:
+        self._packed, self._where = packed, where
+        self._inflater = zlib.decompressobj(-15)
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._inflater.eof:
+            self._left = self._left or self._packed.read(1 << 16) or b""
+            ends = not self._left
+            try:
+                plain = self._inflater.decompress(self._left, len(buffer))
+            except zlib.error as error:
+                raise _unreadable(self._where, str(error)) from None
+            self._left = self._inflater.unconsumed_tail
+            if plain or ends:
+                buffer[: len(plain)] = plain
+                return len(plain)
+        return 0
+
+
+class _Checked(io.RawIOBase):
+    """A file that must have, at its end, the size and crc32 of its entry."""
+
+    def __init__(self, file: io.RawIOBase, entry: Entry, where: str) -> None:
+        self._file, self._entry, self._where = file, entry, where
+        self._size = self._crc32 = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._file.readinto(buffer) or 0)
+        self._size += count
+        self._crc32 = zlib.crc32(buffer[:count], self._crc32)
+        if not count and (self._size, self._crc32) != (self._entry.size, self._entry.crc32):
+            raise _unreadable(self._where, "another crc32")
+        return count
+
+
+def _unreadable(where: str, why: str) -> UserError:
+    return UserError(f"{where} must be readable; got '{why}'. Repair the archive, or unpack it.")

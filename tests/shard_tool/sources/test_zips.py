@@ -205,3 +205,32 @@ def test_memory_is_a_few_bytes_for_each_member(tmp_path: Path) -> None:
     assert len(source.listing) == 20_000
     assert kept < 20_000 * 60
     assert peak < 20_000 * 100 + 3_000_000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_table_is_unpacked_as_it_is_read(tmp_path: Path, method: int) -> None:
+    text = b"".join(b"%06d.jpg,1,-1,0\n" % number for number in range(200_000))
+    path = write(tmp_path / "a.zip", {"a.jpg": b"x", "list.csv": text}, compression=method)
+    (table,) = opened(path).side_files("list.csv")
+    tracemalloc.start()
+    try:
+        with table.open() as file:
+            assert all(line == b"%06d.jpg,1,-1,0\n" % number for number, line in enumerate(file))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_table_that_is_damaged_or_locked_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", {"a.jpg": b"x", "list.csv": b"a,1\n" * 99})
+    data = bytearray(path.read_bytes())
+    data[data.find(b"a,1\n")] ^= 1
+    path.write_bytes(data)
+    (table,) = opened(path).side_files("list.csv")
+    with pytest.raises(UserError, match=r"a\.zip/list\.csv must be readable; got 'another crc32'"):
+        table.open().read()
+    data[data.rfind(b"list.csv") - 46 + 8] |= 1
+    path.write_bytes(data)
+    (table,) = opened(path).side_files("list.csv")
+    with pytest.raises(UserError, match="got 'encrypted in the archive"):
+        table.open()
