@@ -92,6 +92,8 @@ def check_growth(
         return False
     if differences(first, request, ("settings",)):
         return False
+    if any(first["source"].get(key) != value for key, value in source.origin.items()):
+        return False  # The same names at another commit, or in another column, are other photos.
     difference = Listed.read(place, present).compare(source.listing)
     new = int(difference.new.sum())
     may_differ = GROWS | TABLES if new else GROWS

@@ -6,6 +6,7 @@ import pytest
 from pipeline.errors import UserError
 from shard_tool.sources.folder import FolderSource
 from shard_tool.sources.listing import printable
+from shard_tool.sources.protocol import CHUNK_FILES
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -67,7 +68,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
 
 def test_chunks_cover_every_item_once(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{number:03d}.jpg" for number in range(130)))
-    assert FolderSource.open(tmp_path).chunks().tolist() == [*range(0, 130, 8), 130]
+    assert FolderSource.open(tmp_path).chunks().tolist() == [*range(0, 130, CHUNK_FILES), 130]
 
 
 def test_a_source_without_photos_says_so(tmp_path: Path) -> None:
