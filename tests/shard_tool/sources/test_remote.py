@@ -210,3 +210,20 @@ def test_an_empty_bucket_is_one_line(tmp_path: Path, upload: Upload) -> None:
     (tmp_path / "raw" / "notes.md").touch()
     with pytest.raises(UserError, match="must hold photos, archives or tables; got 1 other files"):
         open_sources([upload(tmp_path / "raw")])
+
+
+def test_a_table_whose_server_goes_away_is_a_failure_of_its_group(
+    photos: Path, tmp_path: Path, make: Make, refuse: Callable[..., str], hashes: Hashes, server: FileServer
+) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    write_parquet(dataset_of(files), tmp_path / "www" / "a.parquet", row_group=5)
+    make(f"{server.url}/a.parquet", tmp_path / "one" / "set", *SMALL)
+    server.requests.clear()
+    open_sources([f"{server.url}/a.parquet"])
+    server.fails_after = 2 * len(server.requests) + 6  # Soon after the listing.
+    error = refuse(f"{server.url}/a.parquet", tmp_path / "two" / "set", *SMALL, code=1)
+    assert "could not be read this time" in error
+    assert "within 4 attempts" in error
+    server.fails_after = None
+    make(f"{server.url}/a.parquet", tmp_path / "two" / "set", *SMALL)
+    assert hashes(tmp_path / "one" / "set") == hashes(tmp_path / "two" / "set")
