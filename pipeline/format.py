@@ -49,7 +49,8 @@ RECORD = np.dtype(
 )
 """One sample of an index, 32 bytes. The json's fields are 0 where the set has none."""
 _HEADER = struct.Struct("<8sIIQQ32sI4x")
-_MAGIC = b"LEANIDX\0"
+INDEX_MAGIC = b"LEANIDX\0"
+"""First bytes of an index."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Index:
         """The content of the `.index` file."""
         body = self.records.tobytes()
         header = _HEADER.pack(
-            _MAGIC,
+            INDEX_MAGIC,
             FORMAT_VERSION,
             RECORD.itemsize,
             len(self.records),
@@ -80,7 +81,7 @@ class Index:
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Self:
         """Parse an `.index` file; `name` is for the message of the `ShardError` that damage raises."""
-        if len(data) < _HEADER.size or data[:8] != _MAGIC:
+        if len(data) < _HEADER.size or data[:8] != INDEX_MAGIC:
             raise ShardError(
                 f"{name} must be a leanstream index; got a file that is none. "
                 "Move it away, and the index is rebuilt from the tar."
@@ -187,6 +188,8 @@ class ShardSet:
     """Inputs that were left out; `rejected.jsonl` has a line for each."""
     fingerprint: str = field(default="")
     """sha256 over image size, encoding and the shards' names, counts and hashes: equal sets train equally."""
+    image_member: str = ""
+    """Suffix of the member that is the image, in a foreign set whose samples hold several; else empty."""
     cache: Path | bool = False
     """Folder of the disk cache that the shards are read through; True: the default one, as always for a URL."""
     cache_bytes: int | None = None
@@ -257,6 +260,7 @@ class ShardSet:
                 tuple(data["parts"]),
                 data["rejected"],
                 data["fingerprint"],
+                image_member=data.get("image_member", ""),
                 cache=cache if isinstance(cache, bool) else Path(cache),
                 cache_bytes=cache_bytes,
             )
@@ -280,6 +284,7 @@ class ShardSet:
                 "image_size": self.image_size,
                 "channels": self.channels,
                 "encoding": self.encoding,
+                **({"image_member": self.image_member} if self.image_member else {}),
                 "attributes": self.attributes,
                 "classes": self.classes,
                 "splits": {
@@ -294,7 +299,8 @@ class ShardSet:
 
     def computed_fingerprint(self) -> str:
         """The fingerprint that follows from the shards listed."""
-        digest = hashlib.sha256(f"{self.image_size} {self.channels} {self.encoding}\n".encode())
+        member = f" {self.image_member}" if self.image_member else ""
+        digest = hashlib.sha256(f"{self.image_size} {self.channels} {self.encoding}{member}\n".encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name} {len(split)}\n".encode())
             digest.update(b"\n".join(split.names.tolist() + split.sha256.tolist()))

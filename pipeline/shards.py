@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.errors import LeanstreamError, ShardError, describe_os_error
 from pipeline.files import write_atomic
 from pipeline.format import Index, Shard
-from pipeline.tar import BLOCK, scan_tar, split_member_name
+from pipeline.tar import member_name, scan_tar, split_member_name
 
 
 class Copy(NamedTuple):
@@ -55,17 +55,16 @@ class ShardFile:
 
     def key(self, row: int) -> str:
         """The WebDataset key of one sample, read from its tar header."""
-        header = self._read(self.offset.item(row) - BLOCK, BLOCK)
         try:
-            name = tarfile.TarInfo.frombuf(header, "utf-8", "strict").name
-        except (tarfile.TarError, UnicodeError):
+            name = member_name(self._read, self.offset.item(row))
+        except tarfile.TarError:
             raise ShardError(
                 f"row {row} of {self.path} must have a tar header; got a damaged one. {self._remedy}."
             ) from None
         return split_member_name(name)[0]
 
     def meta(self, row: int) -> dict[str, Any]:
-        """The json of one sample; empty where the set has none."""
+        """The json of one sample, or `{"label": N}` where it has a `cls` in its place; empty where it has neither."""
         size = self._json_size.item(row)
         if not size:
             return {}
@@ -76,6 +75,8 @@ class ShardFile:
             meta = json.loads(data)
         except ValueError:
             meta = None
+        if type(meta) is int:
+            return {"label": meta}
         if not isinstance(meta, dict):
             raise self.damaged(row, "a json that is no object")
         return meta

@@ -5,12 +5,17 @@ A shard is USTAR without a clock or an owner in it: the same samples give the sa
 
 import contextlib
 import hashlib
+import io
+import itertools
+import json
 import os
+import re
 import tarfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
@@ -19,6 +24,8 @@ from pipeline.files import write_atomic
 from pipeline.format import RECORD, SUFFIX, Index, Shard
 
 BLOCK = tarfile.BLOCKSIZE
+IMAGE_SUFFIXES = (*SUFFIX.values(), "jpeg")
+"""Extensions, in lower case, of the members that are taken for images."""
 
 
 class ShardWriter:
@@ -148,33 +155,191 @@ def split_member_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix
 
 
-def scan_tar(path: Path) -> Index:
-    """Rebuild the index of a shard by reading the whole tar once.
+class Sample(NamedTuple):
+    """One sample of a tar: of its members those that matter here."""
 
-    Raises `ShardError` where it is no tar, is cut off, or has a sample without an image.
+    key: str
+    suffix: str
+    """Of the image, in lower case: `jpg`, `left.png`."""
+    image: bytes
+    label: bytes
+    """Its json or, where only that has a label which the loader can read, its `cls`; empty where it has neither."""
+
+
+def scan_tar(path: Path, image: str = "", see: Callable[[Sample], None] = lambda sample: None) -> Index:
+    """Make the index of any WebDataset tar by reading all of it once, whoever wrote it.
+
+    `image` is the suffix of the member that is the image, where samples hold several; `see` is shown every sample.
+
+    Raises `ShardError` where it is no tar, is cut off, or has a sample without an image, with several, or twice.
     """
+    records: list[tuple[int, ...]] = []
+    keys: set[str] = set()
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        tar_bytes = file.tell()
-        samples: dict[str, dict[str, int]] = {}
+        stream = _HashedReads(file.fileno())
         try:
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    key, suffix = split_member_name(member.name)
-                    kind = "json" if suffix == "json" else "image" if suffix in SUFFIX.values() else None
-                    if kind is None:
-                        continue
-                    payload = os.pread(file.fileno(), member.size, member.offset_data)
-                    if len(payload) != member.size:
-                        raise tarfile.ReadError("unexpected end of data")
-                    fields = samples.setdefault(key, dict.fromkeys(RECORD.names or (), 0))
-                    fields[f"{kind}_offset"] = member.offset_data
-                    fields[f"{kind}_size"] = member.size
-                    fields[f"{kind}_crc32"] = zlib.crc32(payload)
-        except tarfile.TarError as error:
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+                for key, members in _group(_members(tar, stream, image), path):
+                    if key in keys:
+                        raise ShardError(
+                            f"{path} must hold the members of a sample side by side and once; "
+                            f"got '{key}' a second time. {_REMEDY}."
+                        )
+                    keys.add(key)
+                    sample, record = _describe(path, key, members)
+                    see(sample)
+                    records.append(record)
+                end = tar.offset
+        except (tarfile.TarError, UnicodeError) as error:
             raise ShardError(f"{path} must be a whole tar; got '{error}'. Build or copy this shard again.") from error
-    for key, fields in samples.items():
-        if not fields["image_offset"]:
-            raise ShardError(f"{path} must hold an image for every sample; got none for '{key}'. Build it again.")
-    return Index(np.array([tuple(fields.values()) for fields in samples.values()], RECORD), tar_bytes, digest)
+        if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
+            raise ShardError(
+                f"{path} must be a whole tar; got no end after byte {end}. Build or copy this shard again."
+            )
+        tar_bytes = os.fstat(file.fileno()).st_size
+        stream.skip(tar_bytes)
+    return Index(np.array(records, RECORD), tar_bytes, stream.digest.hexdigest())
+
+
+class _Member(NamedTuple):
+    name: str
+    key: str
+    suffix: str
+    is_image: bool
+    offset: int
+    data: bytes
+    """Of an image, json or `cls`."""
+
+
+_REMEDY = "Write this shard again"
+
+
+def _members(tar: tarfile.TarFile, stream: "_HashedReads", image: str) -> Iterator[_Member]:
+    """The members of a tar that belong to samples."""
+    for member in tar:
+        # tarfile would keep every header that it has seen.
+        tar.members = []  # type: ignore[attr-defined]
+        if not member.isreg() or re.match(_NO_SAMPLE, member.name):
+            continue
+        key, suffix = split_member_name(member.name)
+        is_image = _is_image(suffix.lower(), image)
+        wanted = is_image or suffix.lower() in _LABELS
+        data = stream.read(member.offset_data, member.size) if wanted else b""
+        yield _Member(member.name, key, suffix.lower(), is_image, member.offset_data, data)
+
+
+_NO_SAMPLE = re.compile(r"__[^/]*__($|/)|(.*/)?\.[^/]*$|(.*/)?[^./]*$")
+"""Names that no reader takes for a part of a sample: metadata, hidden files, and those without an extension."""
+
+
+_LABELS = ("json", "cls")
+
+
+def _is_image(suffix: str, image: str) -> bool:
+    return suffix == image.lower() if image else suffix.rpartition(".")[2] in IMAGE_SUFFIXES
+
+
+def _group(members: Iterator[_Member], path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Neighbours with one key, by their suffix."""
+    for key, neighbours in itertools.groupby(members, lambda member: member.key):
+        sample: dict[str, _Member] = {}
+        for member in neighbours:
+            if member.suffix in sample:
+                raise ShardError(
+                    f"{path} must hold each member of a sample once; got '{member.name}' a second time. {_REMEDY}."
+                )
+            sample[member.suffix] = member
+        yield key, sample
+
+
+def _describe(path: Path, key: str, members: dict[str, _Member]) -> tuple[Sample, tuple[int, ...]]:
+    images = [suffix for suffix, member in members.items() if member.is_image]
+    if not images:
+        raise ShardError(
+            f"{path} must hold an image for every sample; got none for '{key}' "
+            f"(it has {', '.join(members)}). {_REMEDY}."
+        )
+    if len(images) > 1:
+        raise ShardError(
+            f"{path} must hold one image for every sample; got {', '.join(images)} for '{key}'. "
+            f"Name one: shard_tool index {path.parent} --image {images[0]}."
+        )
+    image, label = members[images[0]], _label(members.get("json"), members.get("cls"))
+    record = (image.offset, 0, len(image.data), zlib.crc32(image.data), 0, 0)
+    if label:
+        record = (image.offset, label.offset, len(image.data), record[3], len(label.data), zlib.crc32(label.data))
+    return Sample(key, images[0], image.data, label.data if label else b""), record
+
+
+def _label(meta: _Member | None, number: _Member | None) -> _Member | None:
+    """The json unless it has no label of ours and `cls` has."""
+    if number is not None and labels_of(number.data) and not (meta is not None and labels_of(meta.data)):
+        return number
+    return meta
+
+
+def labels_of(data: bytes) -> dict[str, Any]:
+    """The `attributes` (name to 0 or 1) or `label` (class number) that a json or `cls` member holds; else empty."""
+    try:
+        meta = json.loads(data)
+    except ValueError:
+        return {}
+    if type(meta) is int:
+        meta = {"label": meta}
+    if not isinstance(meta, dict):
+        return {}
+    attributes, label = meta.get("attributes"), meta.get("label")
+    if isinstance(attributes, dict) and all(type(value) is int and value in (0, 1) for value in attributes.values()):
+        return {"attributes": attributes} if attributes else {}
+    return {"label": label} if type(label) is int and label >= 0 else {}
+
+
+class _HashedReads:
+    """Reads a file from its start to its end, and hashes all of it on the way."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._at = descriptor, 0
+        self.digest = hashlib.sha256()
+
+    def skip(self, end: int) -> None:
+        """Go on to byte `end`."""
+        while self._at < end and (data := os.pread(self._descriptor, min(end - self._at, _READ), self._at)):
+            self.digest.update(data)
+            self._at += len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`, which must not lie before what was read already."""
+        self.skip(offset)
+        data = os.pread(self._descriptor, size, offset)
+        if len(data) != size:
+            raise tarfile.ReadError("unexpected end of data")
+        self.digest.update(data)
+        self._at += size
+        return data
+
+
+_READ = 4 << 20
+_LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_MOST_BLOCKS = 9
+"""Blocks before a header in which its long name is looked for: enough for every name that a file system allows."""
+
+
+def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
+    """The name of the member whose data lies at `offset` of a tar; `read(offset, size)` reads that tar.
+
+    A name that does not fit its header lies in a PAX or GNU entry before it. Raises `tarfile.TarError`.
+    """
+    start = max(0, offset - BLOCK * _MOST_BLOCKS)
+    data = read(start, offset - start)
+    header = len(data) - BLOCK
+    for at in range(header - 2 * BLOCK, -1, -BLOCK):
+        try:
+            entry = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "surrogateescape")
+        except tarfile.TarError:
+            continue
+        if entry.type in _LONG_NAME and at + BLOCK + -(-entry.size // BLOCK) * BLOCK == header:
+            with tarfile.open(fileobj=io.BytesIO(data[at:]), mode="r:", encoding="utf-8") as tar:
+                member = tar.next()
+                if member is not None:
+                    return member.name
+    return tarfile.TarInfo.frombuf(data[header:], "utf-8", "surrogateescape").name

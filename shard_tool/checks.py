@@ -168,7 +168,7 @@ class ShardCheck:
     def _scan(self) -> Index | None:
         """What an index of the tar would be; None where it cannot be read that far."""
         try:
-            return scan_tar(self._set.folder / self._tar)
+            return scan_tar(self._set.folder / self._tar, self._set.image_member)
         except ShardError as error:
             self._add(self._tar, None, f"is no whole tar: {str(error).partition('; ')[2].partition('. ')[0]}")
             return None

@@ -5,6 +5,7 @@
     shard_tool inspect shards/raw-64
     shard_tool verify shards/raw-64
     shard_tool preview shards/raw-64
+    shard_tool index webdataset/
 
 Errors are one line on stderr; `--debug` adds the traceback.
 """
@@ -194,12 +195,30 @@ class Preview(Common):
     """Print nothing but errors."""
 
 
+@dataclass(frozen=True)
+class IndexTars(Common):
+    """Make a WebDataset from anywhere stream here, if its images are squares of one size. No tar is written to."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder in which the tars lie side by side."""
+    image: Annotated[str, tyro.conf.arg(metavar="SUFFIX")] = ""
+    """Suffix of the member that is the image (jpg, left.png), where samples hold several."""
+    split: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=GLOB")] = ()
+    """Tars that belong to a split, e.g. 'val=shard-0009*.tar'; may be given several times. By default a tar's name says
+    its split (train-*, val-*, validation-*, test-*), and all others are train."""
+    threads: int | None = None
+    """Tars to read at the same time; by default one for each core."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
 Command = (
     Annotated[DrawFaces, tyro.conf.subcommand("draw-faces", prefix_name=False)]
     | Annotated[MakeShards, tyro.conf.subcommand("make-shards", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
     | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
     | Annotated[Preview, tyro.conf.subcommand("preview", prefix_name=False)]
+    | Annotated[IndexTars, tyro.conf.subcommand("index", prefix_name=False)]
 )
 
 
@@ -252,7 +271,7 @@ def run() -> None:
     sys.exit(main())
 
 
-def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview) -> int:
+def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview | IndexTars) -> int:
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Inspect):
@@ -261,6 +280,8 @@ def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview) -> int:
         _draw_faces(command)
     elif isinstance(command, MakeShards):
         _make_shards(command)
+    elif isinstance(command, IndexTars):
+        _index(command)
     else:
         _preview(command)
     return EXIT_DONE
@@ -346,6 +367,20 @@ def _verify(command: Verify) -> int:
         labels=command.labels,
         threads=usable_cores() if command.threads is None else command.threads,
         as_json=command.json,
+        quiet=command.quiet,
+    )
+
+
+def _index(command: IndexTars) -> None:
+    from shard_tool.index import index_folder  # It loads a decoder that no other command needs.
+
+    if command.threads is not None and command.threads < 1:
+        raise UserError(f"threads must be at least 1; got {command.threads}. Leave it out for one for each core.")
+    index_folder(
+        command.folder,
+        image=command.image,
+        splits=command.split,
+        threads=usable_cores() if command.threads is None else command.threads,
         quiet=command.quiet,
     )
 

@@ -140,6 +140,28 @@ def _reasons(folder: Path) -> Counter[str]:
 def _open_with(folder: Path, shard_set: ShardSet) -> dict[str, list[str]]:
     """Python lines that open the first split; tests run them as they are."""
     split = next(iter(shard_set.splits))
+    leanstream = [
+        "from pipeline import StreamingLoader",
+        f"with StreamingLoader({str(folder)!r}, split={split!r}, batch_size=64) as batches:",
+        "    first = next(iter(batches))",
+    ]
+    indexed = [part["indexed"] for part in shard_set.parts if "indexed" in part]
+    if indexed:  # Its tars may have any names.
+        names = [
+            "from pipeline import ShardSet",
+            f"names = ShardSet.open({str(folder)!r}).split({split!r}).names",
+            f"shards = [{str(folder)!r} + '/' + name.decode() + '.tar' for name in names]",
+        ]
+        webdataset = 'samples = webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8")'
+        return {
+            "webdataset": ["import webdataset", *names, f"{webdataset}.to_tuple(*{indexed[0]['members']!r})"],
+            "datasets": [
+                "import datasets",
+                *names,
+                "samples = datasets.load_dataset('webdataset', data_files=shards, split='train', streaming=True)",
+            ],
+            "leanstream": leanstream,
+        }
     has_json = any(part.get("settings", {}).get("json") for part in shard_set.parts)
     members = [SUFFIX[shard_set.encoding], *(["json"] if has_json else [])]
     return {
@@ -153,9 +175,5 @@ def _open_with(folder: Path, shard_set: ShardSet) -> dict[str, list[str]]:
             f"samples = datasets.load_dataset({str(folder)!r}, "
             f"split={'validation' if split == 'val' else split!r}, streaming=True)",
         ],
-        "leanstream": [
-            "from pipeline import StreamingLoader",
-            f"with StreamingLoader({str(folder)!r}, split={split!r}, batch_size=64) as batches:",
-            "    first = next(iter(batches))",
-        ],
+        "leanstream": leanstream,
     }

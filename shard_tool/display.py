@@ -2,11 +2,21 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 PLAIN_LINE_SECONDS = 5.0
 _BAR_SECONDS = 0.1
@@ -27,6 +37,44 @@ def show_progress(
         yield from _bar(console, what, total, counted)
     else:
         yield _Lines(what, total, counted)
+
+
+@contextlib.contextmanager
+def show_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yield a function, for any thread, that takes how many of the `total` bytes have been read since its last call."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda count: None
+    elif console.is_terminal:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
+        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda count: progress.advance(task, count)
+    else:
+        yield _ByteLines(what, total)
+
+
+class _ByteLines:
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._started = time.monotonic()
+        self._next = self._started + PLAIN_LINE_SECONDS
+        self._lock = threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now < self._next:
+                return
+            self._next = now + PLAIN_LINE_SECONDS
+        speed = self._done / (now - self._started)
+        print(
+            f"{self._what}: {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB, {speed / 1e6:,.0f} MB/s, "
+            f"{(self._total - self._done) / speed:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _bar(console: Console, what: str, total: int, counted: str) -> Iterator[Callable[[int, int], None]]:
