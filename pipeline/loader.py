@@ -12,12 +12,12 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -143,7 +143,8 @@ class StreamingLoader:
         split_shards = self.shards.split(split)
         self.order = Order(split_shards.samples, seed=seed, window=window, lanes=lanes)
         self.position = start
-        """Position at which the next batch starts."""
+        """Position at which the next batch starts: it counts what was handed over, not what is decoded ahead."""
+        self._split = split
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._class_numbers = {number: number for number in range(len(self.shards.classes))}
         self._seed, self._flip, self._labels = seed, flip, labels
@@ -211,6 +212,48 @@ class StreamingLoader:
             started.buffer,
         )
 
+    def epoch(self) -> Iterator[Batch]:
+        """The batches up to the first one that reaches the end of the epoch that `position` lies in.
+
+        No batch is padded, cut or repeated: where `samples` is no multiple of the batch size, the last batch holds the
+        first samples of the next epoch too, and the next call goes on behind them. After a resume within an epoch it
+        gives what is left of it.
+        """
+        end = (self.position // self.samples + 1) * self.samples
+        while self.position < end:
+            yield next(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, in values that JSON knows; equal on all ranks.
+
+        It holds `position` and what gives it a meaning: the set's fingerprint, split, seed, window, lanes and flip.
+        Batch size, ranks, threads and memory are not in it, and may be others when the run goes on.
+        """
+        return {"position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the batch after which `state_dict` gave `state`, whether or not this loader was read from.
+
+        Raises `ConfigError`, and stays where it is, where the state is of another order or set, or of no loader.
+        """
+        if self._closed:
+            raise UserError(_CLOSED)
+        position = state.get("position")
+        if type(position) is not int or position < 0 or self._identity().keys() - state.keys():
+            raise ConfigError(f"state must be what state_dict() gave; got {dict(state)}. Load the loader's own state.")
+        others = {name: state[name] for name, here in self._identity().items() if state[name] != here}
+        if others:
+            found = ", ".join(f"{name} {value!r} (here {self._identity()[name]!r})" for name, value in others.items())
+            raise ConfigError(f"state must be of the same set and order; got {found}. Make the loader as it was made.")
+        running: list[Future[Any]] = [task for started in self._ahead for task in started.tasks if not task.cancel()]
+        wait(running if self._next_plans is None else [*running, self._next_plans])  # A plan moves `_planned`.
+        self._ahead.clear()
+        self._plans.clear()
+        self._next_plans = None
+        self._planned = self.position = position
+        if self._expect is not None:
+            self._expect.forget()
+
     def close(self) -> None:
         """Stop all threads and free what was read ahead; batches that were handed over stay valid."""
         if not self._closed:
@@ -219,6 +262,17 @@ class StreamingLoader:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._ahead.clear()
             self._pool.clear()
+
+    def _identity(self) -> dict[str, Any]:
+        """What the sample at a position, as it is handed over, is a function of."""
+        return {
+            "fingerprint": self.shards.fingerprint,
+            "split": self._split,
+            "seed": self._seed,
+            "window": self.order.window,
+            "lanes": self.order.lanes,
+            "flip": self._flip,
+        }
 
     def _next_plan(self) -> _Plan:
         """The plan of the next batch; while a block of them is used up, a decode thread makes the next."""

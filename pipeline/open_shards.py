@@ -255,6 +255,10 @@ class Lookahead:
         self._order = Order(order.samples, seed=order.seed, window=order.window, lanes=order.lanes)
         self._low = self._high = -1
 
+    def forget(self) -> None:
+        """The positions that come next may lie anywhere."""
+        self._low = self._high = -1
+
     def __call__(self, begin: int, end: int) -> None:
         """The positions [begin, end) are being read."""
         if begin >= self._low or end > self._high:
