@@ -1,0 +1,127 @@
+"""How far the order of training is from a full shuffle, on shards sorted by label; and how often shards are fetched.
+
+    python benchmarks/order.py      (seconds; no photos, no torch)
+
+Every shard holds samples of one class alone, as in a set that was made class by class, and a class fills several
+shards. A batch of a full shuffle is a fair draw of all classes; what an order does worse shows as classes that are
+missing from its batches, and as a larger distance of a batch's classes from those of the set (total variation: the
+share of a batch that would have to be of other classes). Shuffle buffers, as other loaders have them, stand beside.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.order import Order, default_lanes, default_window
+
+CLASSES = 64
+SHARD_SAMPLES = 1024
+ROUND = 8
+"""Batches that a slow drift is measured over."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the batches of an epoch hold, on average."""
+
+    classes: float
+    """Classes in a batch."""
+    distance: float
+    """Total variation distance between a batch's classes and the set's, 0 to 1."""
+    drift: float
+    """The same of `ROUND` batches in a row."""
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=512, help=f"shards of the set, a multiple of {CLASSES}")
+    parser.add_argument("--batch-size", type=int, default=256)
+    options = parser.parse_args()
+    shards, batch_size = options.shards, options.batch_size
+    if shards < CLASSES or shards % CLASSES:
+        parser.error(f"--shards must be a multiple of {CLASSES}; got {shards}")
+    console = Console()
+    table = Table(title=f"{shards} shards of {SHARD_SAMPLES} samples, one class each; batches of {batch_size}")
+    table.add_column("order", no_wrap=True)
+    for column in ("shards mixed", f"classes in a batch, of {CLASSES}", "distance of a batch", f"of {ROUND} batches"):
+        table.add_column(column, justify="right")
+    for name, mixed, labels in orders(shards):
+        found = mixture(labels, batch_size)
+        table.add_row(name, mixed, f"{found.classes:.1f}", f"{found.distance:.3f}", f"{found.drift:.3f}")
+    console.print(table)
+    nodes = (1, 2, 4, 8)
+    fetches = Table("lanes", *(f"{count} nodes" for count in nodes), title="Times that the set is fetched in an epoch")
+    for lanes in (1, 8):
+        fetches.add_row(str(lanes), *(f"{fetched(shards, lanes, count) / shards:.3f}" for count in nodes))
+    console.print(fetches)
+    print(f"With 8 lanes it may be {1 + 8 / shards:.3f} times: each lane may begin within a shard.")
+
+
+def orders(shards: int) -> Iterator[tuple[str, str, NDArray[np.int64]]]:
+    """Name, shards mixed at a time, and the classes of an epoch in its order."""
+    yield "full shuffle", str(shards), streamed(shards, shards, 1)
+    default = default_lanes(shards)
+    for window, lanes in ((1, 1), (1, 8), (4, 8), (8, 8), (16, 8), (32, 8), (64, 1)):
+        is_default = (window, lanes) == (default_window(default), default)
+        name = f"window {window}, lanes {lanes}{' (default)' if is_default else ''}"
+        yield name, str(min(shards, window * lanes)), streamed(shards, window, lanes)
+    for samples in (1000, 10_000):
+        yield f"buffer of {samples:,} samples", f"{samples / SHARD_SAMPLES:.1f}", buffered(shards, samples)
+
+
+def classes_of(shards: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The class of the samples in each of `shards`, in a set of `count` shards that is sorted by class."""
+    return shards * CLASSES // count
+
+
+def streamed(shards: int, window: int, lanes: int) -> NDArray[np.int64]:
+    """The classes of our first epoch."""
+    order = Order(np.full(shards, SHARD_SAMPLES), window=window, lanes=lanes)
+    return classes_of(order.locate(np.arange(order.total))[0], shards)
+
+
+def buffered(shards: int, samples: int) -> NDArray[np.int64]:
+    """The classes of an epoch of shuffled shards behind a shuffle buffer: each new sample replaces a random one."""
+    draw = np.random.default_rng(0)
+    coming = np.repeat(draw.permutation(shards), SHARD_SAMPLES)
+    buffer, rest = coming[:samples].copy(), coming[samples:]
+    out = np.empty_like(coming)
+    for place, (slot, shard) in enumerate(zip(draw.integers(0, samples, len(rest)), rest, strict=True)):
+        out[place], buffer[slot] = buffer[slot], shard
+    out[len(rest) :] = draw.permutation(buffer)
+    return classes_of(out, shards)
+
+
+def mixture(labels: NDArray[np.int64], batch_size: int) -> Mixture:
+    """What the batches of an epoch hold, given the classes of its samples, `labels`, in their order."""
+
+    def counts(size: int) -> NDArray[np.int64]:
+        batches = labels[: len(labels) // size * size].reshape(-1, size)
+        return np.stack([np.bincount(batch, minlength=CLASSES) for batch in batches])
+
+    def distance(size: int) -> float:
+        return float(np.abs(counts(size) / size - 1 / CLASSES).sum(1).mean() / 2)
+
+    return Mixture(float((counts(batch_size) > 0).sum(1).mean()), distance(batch_size), distance(ROUND * batch_size))
+
+
+def fetched(shards: int, lanes: int, nodes: int) -> int:
+    """Shards that all nodes together need in the second epoch, each node those of its own positions."""
+    sizes = np.random.default_rng(0).integers(SHARD_SAMPLES // 2, SHARD_SAMPLES, shards)
+    order = Order(sizes, lanes=lanes)
+    positions = np.arange(order.total, 2 * order.total)
+    return sum(len(np.unique(order.locate(positions[positions % nodes == node])[0])) for node in range(nodes))
+
+
+if __name__ == "__main__":
+    main()
