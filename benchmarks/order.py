@@ -94,11 +94,14 @@ def buffered(shards: int, samples: int) -> NDArray[np.int64]:
     """The classes of an epoch of shuffled shards behind a shuffle buffer: each new sample replaces a random one."""
     draw = np.random.default_rng(0)
     coming = np.repeat(draw.permutation(shards), SHARD_SAMPLES)
-    buffer, rest = coming[:samples].copy(), coming[samples:]
+    slots = np.concatenate([np.arange(samples), draw.integers(0, samples, len(coming) - samples)])
+    # A sample leaves its slot when the next one for that slot comes: neighbours once the samples are sorted by slot.
+    order = np.argsort(slots, kind="stable")
+    is_last = np.append(slots[order][1:] != slots[order][:-1], True)
+    left = order[1:][~is_last[:-1]] - samples
     out = np.empty_like(coming)
-    for place, (slot, shard) in enumerate(zip(draw.integers(0, samples, len(rest)), rest, strict=True)):
-        out[place], buffer[slot] = buffer[slot], shard
-    out[len(rest) :] = draw.permutation(buffer)
+    out[left] = coming[order[:-1][~is_last[:-1]]]
+    out[len(coming) - samples :] = draw.permutation(coming[order[is_last]])
     return classes_of(out, shards)
 
 

@@ -217,8 +217,10 @@ def show(stats: Stats, shards: str, console: Console) -> None:
         ("the loader", stats.loader_rate, stats.loader_cores),
         (stats.limit, stats.limit_rate, stats.limit_cores),
     ):
-        rates.add_row(name, f"{rate:,.0f}", f"{cores:.2f}", f"{rate / cores:,.0f}")
-    rates.add_row("ratio", f"{stats.ratio:.2f}", "", f"{stats.ratio * stats.limit_cores / stats.loader_cores:.2f}")
+        rates.add_row(name, f"{rate:,.0f}", f"{cores:.2f}", f"{rate / max(cores, 1e-9):,.0f}")
+    rates.add_row(
+        "ratio", f"{stats.ratio:.2f}", "", f"{stats.ratio * stats.limit_cores / max(stats.loader_cores, 1e-9):.2f}"
+    )
     console.print(rates)
     for title, stages in (("decode threads", stats.stage_seconds), ("the loop", stats.next_seconds)):
         total = sum(stages.values()) or 1.0
