@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ShardError
 from pipeline.format import Index, Shard
-from pipeline.tar import BLOCK, ShardWriter, scan_tar, split_member_name, tar_header
+from pipeline.tar import BLOCK, ShardWriter, member_name, scan_tar, split_member_name, tar_header
 
 SAMPLES = [("a/one", b"first image", b'{"source":"a/one.jpg"}'), ("two", b"x" * 600, b'{"source":"two.jpg"}')]
 
@@ -146,3 +146,32 @@ def test_a_shard_without_samples_is_no_file(tmp_path: Path) -> None:
 )
 def test_a_key_ends_at_the_first_dot_of_the_last_part(name: str, expected: tuple[str, str]) -> None:
     assert split_member_name(name) == expected
+
+
+member_names = st.lists(
+    st.builds(
+        "{}.{}".format,
+        st.text(st.characters(codec="utf-8", exclude_characters="\0./", exclude_categories=("Cs", "Cc")), min_size=1)
+        | st.integers(1, 1200).map(lambda size: "x" * size),
+        st.sampled_from(["jpg", "txt"]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(member_names, st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.booleans())
+def test_the_name_of_a_member_is_found_from_its_data(names: list[str], kind: int, clock: bool) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as tar:
+        for number, name in enumerate(names):
+            header = tarfile.TarInfo(name)
+            header.size = 700 * number
+            header.mtime = 1.5 if clock and kind == tarfile.PAX_FORMAT else 0
+            tar.addfile(header, io.BytesIO(bytes([number]) * header.size))
+    data = buffer.getvalue()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == names
+    for member in members:
+        assert member_name(lambda offset, size: data[offset : offset + size], member.offset_data) == member.name
