@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -68,11 +68,11 @@ class TimedLoader(StreamingLoader):
         self.clock = clock
         opened = self._files.open
 
-        def timed(numbers: Sequence[int]) -> list[ShardFile]:
+        def timed(numbers: Iterable[int], *, late: bool = False) -> list[ShardFile]:
             with clock.measure("open"):
-                return opened(numbers)
+                return opened(numbers, late=late)
 
-        self._files.open = timed  # type: ignore[assignment, method-assign]
+        self._files.open = timed  # type: ignore[method-assign]
 
     def _plan(self, batches: int) -> list[_Plan]:
         with self.clock.measure("plan"):

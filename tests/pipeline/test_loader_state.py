@@ -1,6 +1,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,20 @@ def test_a_loader_can_go_back_and_forth(shard_set: Make) -> None:
         for number in (0, 11, 3, 3, 7):
             loader.load_state_dict(states[number])
             assert next(loader).keys == expected[number]
+
+
+def test_a_loader_behind_a_disk_cache_can_go_back_and_forth(shard_set: Make, tmp_path: Path) -> None:
+    shards = shard_set(samples={"train": 160})
+    order: dict[str, Any] = {"batch_size": 4, "threads": 2, "prefetch": 1, "window": 1, "lanes": 2}
+    room = 14 * max(path.stat().st_size for path in shards.folder.glob("*.tar"))
+    with StreamingLoader(shards, **order, cache=tmp_path / "cache", cache_bytes=room) as loader:
+        states, expected = [], []
+        for _ in range(60):
+            states.append(loader.state_dict())
+            expected.append(next(loader).keys)
+        for number in (0, 59, 20, 19, 40, 3):
+            loader.load_state_dict(states[number])
+            assert keys(loader, 2)[0] == expected[number]
 
 
 def test_batch_size_and_ranks_may_change(shard_set: Make) -> None:
