@@ -32,6 +32,8 @@ FORMAT_NAME = "leanstream-shardset"
 FORMAT_VERSION = 1
 SHARDSET_FILE = "shardset.json"
 REJECTED_FILE = "rejected.jsonl"
+_BUILD_FOLDER = ".build"
+"""What make-shards keeps beside the shards until the set is finished."""
 SPLITS = ("train", "val", "test")
 SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp", "raw": "npy"}
 """File name extension of a member, by encoding."""
@@ -232,10 +234,7 @@ class ShardSet:
         try:
             data = json.loads(read_bytes(path, patience=patience) if isinstance(path, str) else path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{place} must be a finished shard set; got {_what_is_there(place)}. "
-                "Make one with: shard_tool make-shards PHOTOS --size 64."
-            ) from None
+            raise UserError(f"{place} must be a finished shard set; got {_what_is_there(place)}.") from None
         except ValueError as error:
             if isinstance(error, LeanstreamError):
                 raise
@@ -324,12 +323,15 @@ def _place(location: str | os.PathLike[str]) -> Path | str:
 
 
 def _what_is_there(place: Path | str) -> str:
+    make = "Make one with: shard_tool make-shards PHOTOS --size 64"
     if isinstance(place, str):
-        return f"no {SHARDSET_FILE} there"
+        return f"no {SHARDSET_FILE} there. {make}"
     if not place.exists():
-        return "no such folder"
+        return f"no such folder. {make}"
     if not place.is_dir():
-        return "a file"
-    if any(place.glob("*.tar")) or any(place.glob(".*")):
-        return "an unfinished build or plain tars (no shardset.json)"
-    return "a folder without shardset.json"
+        return f"a file. {make}"
+    if (place / _BUILD_FOLDER).exists():
+        return "an unfinished build. Finish it with the command that began it"
+    if any(place.glob("*.tar")):
+        return f"tars without {SHARDSET_FILE}. If they are a WebDataset: shard_tool index {place}"
+    return f"a folder without {SHARDSET_FILE}. {make}"

@@ -61,7 +61,10 @@ def test_a_set_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a folder without shardset\.json"):
         ShardSet.open(tmp_path)
     write(tmp_path)
-    with pytest.raises(UserError, match="an unfinished build or plain tars"):
+    with pytest.raises(UserError, match=rf"tars without shardset\.json.*: shard_tool index {tmp_path}"):
+        ShardSet.open(tmp_path)
+    (tmp_path / ".build").mkdir()
+    with pytest.raises(UserError, match="an unfinished build"):
         ShardSet.open(tmp_path)
     with pytest.raises(UserError, match="a file"):
         ShardSet.open(tmp_path / "train-000000.tar")

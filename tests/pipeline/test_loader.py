@@ -448,7 +448,7 @@ def test_a_folder_without_a_finished_set_is_refused(raw, tmp_path):
     with pytest.raises(UserError, match=r"must be a finished shard set; got a folder without shardset\.json"):
         StreamingLoader(tmp_path, batch_size=8)
     (tmp_path / "train-000000.tar").write_bytes((raw.folder / "train-000000.tar").read_bytes())
-    with pytest.raises(UserError, match="must be a finished shard set; got an unfinished build"):
+    with pytest.raises(UserError, match="must be a finished shard set; got tars without"):
         StreamingLoader(str(tmp_path), batch_size=8)
 
 
