@@ -156,12 +156,11 @@ class StreamingLoader:
         disk_cache = cache_of(self.shards)
         limit = 2 * self.order.window * self.order.lanes
         self._files = OpenShards(self.shards, split_shards, limit, cache=disk_cache, patience=patience)
-        self._expect: Lookahead | None = None
+        self._expect = Lookahead(self._files, self.order, rank, world_size)
         if disk_cache is not None:
             ahead, processes = (self.prefetch + 1) * batch_size, min(world_size, local_processes())
             lanes = min(self.order.lanes, len(self.order.lanes_of(rank, world_size)) * processes)
             check_cache_limit(disk_cache, split_shards, self.order, lanes=lanes, ahead=ahead)
-            self._expect = Lookahead(self._files, self.order, rank, world_size)
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
         self._chunk = _RAW_CHUNK if self.shards.encoding == "raw" else _CHUNK
@@ -295,8 +294,7 @@ class StreamingLoader:
         return [_Plan(*parts) for parts in zip(*(np.split(a, batches) for a in (positions, shards, rows)), strict=True)]
 
     def _start(self, plan: _Plan) -> _Started:
-        if self._expect is not None:
-            self._expect(self.position, int(plan.positions[-1]) + 1)
+        self._expect(self.position, int(plan.positions[-1]) + 1)
         count = len(plan.positions)
         started = _Started(plan, self._pool.take(), self._empty_labels(count), np.empty(count, np.int64), [])
         for begin in range(0, count, self._chunk):

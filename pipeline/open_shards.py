@@ -93,8 +93,11 @@ class OpenShards:
         return [found[number] for number in numbers]
 
     def expect(self, now: Iterable[int], soon: Iterable[int]) -> None:
-        """Open the shards `now`, fetch those that are needed `soon`, and let go of all others."""
-        now, soon = list(now), list(soon)
+        """Open the shards `now`, fetch those that are needed `soon`, and let go of all others.
+
+        Without a cache nothing is fetched: what is needed soon is opened then.
+        """
+        now, soon = list(now), list(soon) if self._cache is not None else []
         with self._lock:
             self._needed, self._near = frozenset(now), frozenset(now + soon)
             self._now, self._soon = deque(now), deque(soon)

@@ -38,7 +38,7 @@ class ShardWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self._partial = folder / f".{name}.tar.partial"
-        self._file: BinaryIO | None = open(self._partial, "wb")  # noqa: SIM115 (closed by close or abort)
+        self._file: BinaryIO | None = open(self._partial, "wb", buffering=1 << 16)  # noqa: SIM115
         self._sha256 = hashlib.sha256()
         self._offset = 0
         self._records: list[tuple[int, ...]] = []

@@ -27,7 +27,7 @@ from shard_tool.sources.protocol import Access, InputError, Source
 
 T = TypeVar("T")
 
-TASK_PHOTOS = 8
+TASK_PHOTOS = 16
 """Photos a thread takes at a time: handing over single ones costs a third of the speed."""
 TASKS_AHEAD = 3
 """Tasks in flight for each thread: a slow photo keeps no other thread waiting. Finished ones are small."""

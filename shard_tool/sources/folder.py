@@ -81,7 +81,13 @@ class FolderSource:
 
     def read(self, item: int) -> bytes:
         """The whole file."""
-        return local_read((self.root / os.fsdecode(self.listing[item])).read_bytes)
+        path = os.fsencode(self.root) + b"/" + self.listing[item]
+
+        def read() -> bytes:
+            with open(path, "rb", buffering=0) as file:  # A buffer and a Path would double the time of a small file.
+                return file.read()
+
+        return local_read(read)
 
     def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
         """File after file."""

@@ -338,7 +338,7 @@ def test_memory_is_flat_over_many_batches(sets):
 
 def test_open_shards_are_bounded(shard_set):
     shards = shard_set(samples={"train": 60}, shard_samples=1)
-    with StreamingLoader(shards, batch_size=5, threads=2, window=2, lanes=2) as loader:
+    with StreamingLoader(shards, batch_size=5, threads=2, window=2, lanes=2, prefetch=1) as loader:
         for batch in itertools.islice(loader, 24):
             assert len(batch.keys) == 5
             assert len(loader._files) <= 8

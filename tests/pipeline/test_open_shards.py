@@ -189,8 +189,7 @@ def test_nothing_is_expected_again_until_the_answer_changes():
         assert set(later) <= set(now) | set(soon), "whatever is needed was announced"
 
 
-def test_a_folder_is_neither_watched_nor_read_ahead(shards):
+def test_a_folder_is_not_read_ahead(shards):
     with StreamingLoader(shards, batch_size=4, window=1, lanes=1, prefetch=1) as loader:
         next(loader)
         assert len(loader._files) <= 3
-        assert loader._expect is None
