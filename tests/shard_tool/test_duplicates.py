@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,3 +140,23 @@ def test_only_photos_of_equal_size_are_read(tmp_path: Path, make: Make, monkeypa
     monkeypatch.setattr(FolderSource, "read", counting)
     assert main(["make-shards", str(source), "--out", str(tmp_path / "set"), "--drop-duplicates", "--quiet"]) == 2
     assert sorted(reads) == sorted([f"{number}.jpg".encode() for number in range(20)] * 2 + [b"alone.jpg"])
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "parquet"])
+def test_sources_that_are_read_in_their_own_order(
+    copied: Path, tmp_path: Path, make: Make, rejections: Rejections, kind: str
+) -> None:
+    names = [path.relative_to(copied).as_posix() for path in sorted(copied.rglob("*.jpg"))]
+    source = tmp_path / f"photos.{kind}"
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+
+        rows = [{"bytes": (copied / name).read_bytes(), "path": name} for name in names]
+        parquet.write_table(pyarrow.table({"image": rows}), source, row_group_size=20)
+    else:
+        with tarfile.open(source, "w:gz" if kind == "tar.gz" else "w") as tar:
+            for name in names:
+                tar.add(copied / name, name)
+    make(source, tmp_path / "set", *OPTIONS)
+    assert list(rejections(tmp_path / "set").values()) == ["duplicate"] * 3

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from shard_tool.cli import _with_ray_address
+from shard_tool.ray_build import build_on_ray
+from shard_tool.sources.protocol import Access
 from tests.shard_tool.conftest import content
 
 Make = Callable[..., str]
@@ -97,6 +102,15 @@ def test_without_the_package_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'leanstream[ray]'" in refuse(photos, tmp_path / "set", *SMALL, "--ray")
+
+
+def test_a_source_that_is_read_from_its_start_is_refused() -> None:
+    stream: Any = SimpleNamespace(name="photos.tar.gz", access=Access.ONE_PASS)
+    nothing: Any = None
+    with pytest.raises(UserError, match=r"got photos.tar.gz, which is read from its start. Unpack it"):
+        build_on_ray(
+            nothing, stream, nothing, nothing, nothing, address="local", threads=1, report=lambda done, rejected: None
+        )
 
 
 @pytest.mark.parametrize(
