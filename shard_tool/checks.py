@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipeline.errors import ShardError, describe_os_error
 from pipeline.format import Index, Shard, ShardSet
-from pipeline.tar import BLOCK, scan_tar, split_member_name
+from pipeline.tar import BLOCK, labels_of, member_name, scan_tar, split_member_name
 from shard_tool.keys import name_hash
 
 _READ = 1 << 20
@@ -202,7 +202,7 @@ class ShardCheck:
 
     def _check_sample(self, file: FileIO, row: int, record: _Record, blamed: str) -> None:
         key = self._member_key(file, record.image_offset, record.image_size)
-        self._keys.append(name_hash(key.encode()) if key is not None else 0)
+        self._keys.append(name_hash(key.encode(errors="surrogateescape")) if key is not None else 0)
         name = key if key is not None else f"row {row}"
         if key is None:
             self._add(blamed, name, "has a damaged tar header before its image")
@@ -227,10 +227,12 @@ class ShardCheck:
     def _member_key(self, file: FileIO, offset: int, size: int) -> str | None:
         """The key in the tar header of a member; None where that is damaged or of another size."""
         try:
-            member = tarfile.TarInfo.frombuf(_pread(file, max(offset - BLOCK, 0), BLOCK), "utf-8", "strict")
-        except (tarfile.TarError, UnicodeError):
+            header = _pread(file, max(offset - BLOCK, 0), BLOCK)
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            name = member_name(lambda start, count: _pread(file, start, count), offset)
+        except tarfile.TarError:
             return None
-        return split_member_name(member.name)[0] if member.size == size else None
+        return split_member_name(name)[0] if member.size == size else None
 
     def _content(
         self, file: FileIO, offset: int, size: int, crc32: int, name: str, what: str, blamed: str
@@ -251,13 +253,14 @@ class ShardCheck:
         size = self._set.image_size
         if (height, width) != (size, size):
             self._add(self._tar, name, f"has {width}x{height} pixels in place of {size}x{size}")
-        # Training makes three of one; our own writer never writes one.
-        if channels != self._set.channels and (self._ours or channels != 1):
+        # Training makes three of any number; our own writer writes nothing else.
+        if channels != self._set.channels and self._ours:
             self._add(self._tar, name, f"has {channels} channels in place of {self._set.channels}")
 
     def _check_meta(self, data: bytes, name: str) -> None:
         try:
-            meta = json.loads(data)
+            # What else a foreign json says is not ours to judge, nor whether it is one.
+            meta = json.loads(data) if self._ours else labels_of(data)
         except ValueError as error:
             self._add(self._tar, name, f"has a json that cannot be read: {error}")
             return

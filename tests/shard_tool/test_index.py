@@ -491,6 +491,34 @@ def test_the_printed_lines_open_the_set(tmp_path: Path, index: Run, capsys: pyte
     assert len(list(scope["samples"])) == 10
 
 
+def test_an_indexed_set_is_whole_and_what_damages_it_is_found(
+    tmp_path: Path, index: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {"cls": lambda number: b"%d" % (number % 2), "json": lambda _: b"no json", "txt": lambda _: b"a face"}
+    grey = encode(make_image("train", 1, SIZE), "png")
+    with Image.open(io.BytesIO(grey)) as picture:
+        buffer = io.BytesIO()
+        picture.convert("RGBA").save(buffer, "PNG")
+    extra = [{"__key__": "x" * 120, "png": buffer.getvalue(), "cls": b"1"}, {"__key__": "ü", "png": grey, "cls": b"0"}]
+    write(tmp_path / "a.tar", [*samples(range(5), **members), *extra])
+    write(tmp_path / "b.tar", samples(range(5), **members))  # The same keys.
+    index(tmp_path)
+    assert main(["verify", str(tmp_path)]) == 0, capsys.readouterr().err
+    data = bytearray((tmp_path / "b.tar").read_bytes())
+    data[data.index(b"\xff\xd8") + 30] ^= 1
+    (tmp_path / "b.tar").write_bytes(data)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "000000 has an image of another crc32" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_set_of_named_images_is_whole(tmp_path: Path, index: Run) -> None:
+    write(tmp_path / "a.tar", [{"__key__": "0", "left.jpg": image(0), "right.jpg": image(1)}])
+    index(tmp_path, "--image", "right.jpg")
+    (tmp_path / "a.index").unlink()
+    index(tmp_path)
+    assert main(["verify", str(tmp_path), "--quiet"]) == 0
+
+
 def test_a_damaged_sample_is_found_when_it_is_read(tmp_path: Path, index: Run) -> None:
     path = write(tmp_path / "a.tar", samples(range(3), "png", "png"))
     index(tmp_path)
