@@ -32,6 +32,8 @@ class Findings:
     shards: int
     damaged: tuple[ShardReport, ...]
     """The shards whose tar or index is not whole: what a repair rebuilds."""
+    was_indexed: bool = False
+    """The set was found and not built: nothing but its tars can be had again."""
 
     @property
     def whole(self) -> bool:
@@ -59,7 +61,12 @@ def check_set(folder: str, *, quick: bool, threads: int, report: Report) -> Find
         problems += _repeated_keys(shards, reports)
         problems += _label_counts(shards, reports)
     damaged = tuple(one for one in reports if not (one.tar_whole and one.index_whole))
-    return Findings(tuple(problems), sum(split.total for split in shards.splits.values()), len(reports), damaged)
+    samples, was_indexed = sum(split.total for split in shards.splits.values()), _was_indexed(shards)
+    return Findings(tuple(problems), samples, len(reports), damaged, was_indexed)
+
+
+def _was_indexed(shards: ShardSet) -> bool:
+    return any("indexed" in part for part in shards.parts)
 
 
 def check_shards(
@@ -132,7 +139,7 @@ def _repeated_keys(shards: ShardSet, reports: Iterable[ShardReport]) -> Iterator
 
     Many foreign sets count from zero in each tar, and no reader joins members of two tars: there it is no problem.
     """
-    if any("indexed" in part for part in shards.parts):
+    if _was_indexed(shards):
         return
     reports = list(reports)
     hashes = np.concatenate([one.key_hashes for one in reports]) if reports else np.empty(0, np.uint64)

@@ -98,7 +98,8 @@ def _summary(folder: str, findings: Findings, done: Repaired, quick: bool, tried
     files = len({problem.file for problem in findings.problems})
     lines.append(f"{folder} is damaged: {_count(len(findings.problems), 'problem')} in {_count(files, 'file')}.")
     if findings.damaged and not tried:
-        lines.append(f"Next: shard_tool verify {folder} --repair PHOTOS, where PHOTOS is what it was made of.")
+        repair = f"shard_tool verify {folder} --repair PHOTOS, where PHOTOS is what it was made of"
+        lines.append(f"Next: {'get those tars again from where they came' if findings.was_indexed else repair}.")
     return lines
 
 

@@ -508,7 +508,9 @@ def test_an_indexed_set_is_whole_and_what_damages_it_is_found(
     data[data.index(b"\xff\xd8") + 30] ^= 1
     (tmp_path / "b.tar").write_bytes(data)
     assert main(["verify", str(tmp_path)]) == 1
-    assert "000000 has an image of another crc32" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "b.tar 000000 has image bytes of another crc32" in shown
+    assert "Next: get those tars again" in shown
 
 
 def test_a_set_of_named_images_is_whole(tmp_path: Path, index: Run) -> None:
