@@ -100,7 +100,10 @@ class OpenShards:
         now, soon = list(now), list(soon) if self._cache is not None else []
         with self._lock:
             self._needed, self._near = frozenset(now), frozenset(now + soon)
-            self._now, self._soon = deque(now), deque(soon)
+            self._now, self._soon = (
+                deque(number for number in numbers if number not in self._files and number not in self._opening)
+                for numbers in (now, soon)
+            )
             self._keep(self._near)
             self._start_threads()
 
