@@ -110,9 +110,13 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
 
 def read_generation(folder: Path) -> Generation:
     """Load one generation; `CheckpointError` where any byte of it is not what was written."""
-    names = _verify(folder)
-    parts = {Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE}
-    return Generation(parts, json.loads((folder / STATE_FILE).read_bytes()))
+    _verify(folder)
+    return _load(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The scalars of a generation that `find_newest` gave."""
+    return dict(json.loads((folder / STATE_FILE).read_bytes()))
 
 
 def generations(folder: Path) -> list[Path]:
@@ -127,10 +131,17 @@ def read_newest(folder: Path) -> tuple[Generation | None, list[str]]:
 
     Raises `CheckpointError` where there are generations, but none is whole.
     """
+    path, passed_over = find_newest(folder)
+    return None if path is None else _load(path), passed_over
+
+
+def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """As `read_newest`, but the generation's folder: every byte of it was read and is right, nothing was loaded."""
     passed_over: list[str] = []
     for path in generations(folder):
         try:
-            return read_generation(path), passed_over
+            _verify(path)
+            return path, passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
     if passed_over:
@@ -205,8 +216,15 @@ class BackgroundWriter:
             self._error = error
 
 
-def _verify(folder: Path) -> list[str]:
-    """Names of the files in the manifest, after every one of them was found to match it."""
+def _load(folder: Path) -> Generation:
+    """A generation that was verified."""
+    names = json.loads((folder / MANIFEST_FILE).read_bytes())
+    parts = {Path(name).stem: load_file(folder / name) for name in names if name != STATE_FILE}
+    return Generation(parts, read_state(folder))
+
+
+def _verify(folder: Path) -> None:
+    """Compare every file with the manifest; `CheckpointError` where one differs."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         for name, entry in manifest.items():
@@ -218,7 +236,6 @@ def _verify(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder} must be readable; got '{error}'. It is passed over.") from error
     if STATE_FILE not in manifest:
         raise CheckpointError(f"{folder / MANIFEST_FILE} must name {STATE_FILE}; got none. It is passed over.")
-    return list(manifest)
 
 
 def _entry(path: Path, *, sync: bool = False) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from train.objectives import Likelihood
 from train.pretrained import save_pretrained
 from train.process import StopRequest
 from train.runfolder import RunFolder
-from train.state import TrainState
+from train.state import TrainState, audit_as_json
 from train.update import Update, apply_update
 
 STOP, SAVE, TIME_UP = 1, 2, 4
@@ -108,6 +108,8 @@ class Session:
     meters: Meters = field(default_factory=Meters)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split, the figures last measured."""
+    sums: dict[int, int] = field(default_factory=dict)
+    """By epoch, the audit's sums of all processes together, as last saved."""
     started: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
@@ -214,7 +216,13 @@ def finish(session: Session) -> None:
         "scores": session.scores,
         "shardset": session.facts["shardset"],
     }
-    save_pretrained(folder.final, model, prior, facts)
+    training = {
+        "position": session.state.position,
+        "shardset": session.facts["shardset"],
+        "audit": audit_as_json(session.sums),
+        "config": session.facts["config"],
+    }
+    save_pretrained(folder.final, model, prior, facts, training)
     folder.note("finished", position=session.state.position, scores=session.scores)
 
 
@@ -272,11 +280,11 @@ def _log(session: Session, status: Status, update: Update) -> None:
 
 def _save(session: Session, writer: BackgroundWriter) -> None:
     """Take a snapshot and write it behind the loop; the first process writes for all."""
-    audit = _summed_audit(session)
+    session.sums = _summed_audit(session)
     if not session.is_main:
         return
     began = time.monotonic()
-    generation = session.state.to_generation(session.facts, audit, session.elapsed_s)
+    generation = session.state.to_generation(session.facts, session.sums, session.elapsed_s)
     pause_s = time.monotonic() - began
     writer.start(generation)
     session.folder.note("saved", position=session.state.position, pause_ms=round(1000 * pause_s, 1))

@@ -1,4 +1,4 @@
-"""A finished model as a folder: config.json, model.safetensors, prior.safetensors."""
+"""A finished model as a folder: config.json, model.safetensors, prior.safetensors, training.json."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,16 @@ from train.models import FaceVAE
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PRIOR_FILE = "prior.safetensors"
+TRAINING_FILE = "training.json"
 
 
-def save_pretrained(folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any]) -> None:
-    """Write the model, the aggregate posterior's Gaussian, and `facts` about both; config.json comes last."""
+def save_pretrained(
+    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], training: dict[str, Any] | None = None
+) -> None:
+    """Write the model, the aggregate posterior's Gaussian, and `facts` about both; config.json comes last.
+
+    `training` is how it came about: the resolved config and the sums of an audit.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in (
         (WEIGHTS_FILE, snapshot(model.state_dict())),
@@ -30,6 +36,7 @@ def save_pretrained(folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[s
         partial = folder / f".{name}.partial"
         save_tensors(tensors, partial)
         partial.replace(folder / name)
+    write_json(folder / TRAINING_FILE, training or {})
     write_json(folder / CONFIG_FILE, {"architecture": model.describe(), **facts})
 
 

@@ -187,6 +187,7 @@ def prepare(
         console,
         stop,
         memory,
+        sums=state.audit,
     )
     return session, rescheduled
 

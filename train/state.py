@@ -20,6 +20,11 @@ INITIAL_SCALE = 2.0**16
 SCALE_GROWTH_UPDATES = 2_000
 
 
+def audit_as_json(sums: dict[int, int]) -> dict[str, str]:
+    """By epoch, the audit's sums in hexadecimal: JSON numbers are not safe beyond 2^53."""
+    return {str(epoch): f"{total:016x}" for epoch, total in sums.items()}
+
+
 @dataclass
 class LossScale:
     """The factor of an fp16 loss: halved by an overflow, doubled after many updates without one.
@@ -93,7 +98,7 @@ class TrainState:
             "loss_scale": asdict(self.loss_scale),
             "micro_batch": self.micro_batch,
             "elapsed_s": elapsed_s,
-            "audit": {str(epoch): f"{total:016x}" for epoch, total in audit.items()},
+            "audit": audit_as_json(audit),
             **facts,
         }
         parts = {

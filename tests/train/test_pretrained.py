@@ -37,6 +37,7 @@ def test_a_model_comes_back_with_the_same_answers(tmp_path: Path, kind: str) -> 
         "config.json",
         "model.safetensors",
         "prior.safetensors",
+        "training.json",
     ]
 
 
