@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError, describe_os_error
+from pipeline.errors import CheckpointError, LeanstreamError, describe_os_error
 from pipeline.files import sync_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
+"""Ends the names of what is not finished."""
 
 Tensors = dict[str, Tensor]
 
@@ -68,15 +69,19 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_generation(folder: Path, generation: Generation) -> Path:
-    """Write one generation below `folder`, read it back, and return its folder."""
+    """Write one generation below `folder`, read it back, and return its folder.
+
+    Raises `LeanstreamError` where a tensor of it is not finite: what is on disk can always be trained on.
+    """
+    _check_finite(generation)
     final = folder / f"{generation.position:012d}"
     if final.exists():
         try:
-            _verify(final)
+            verify(final)
             return final
         except CheckpointError:
             shutil.rmtree(final)
-    partial = final.with_name(final.name + _PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -90,7 +95,7 @@ def write_generation(folder: Path, generation: Generation) -> Path:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise describe_os_error(error, "saving a checkpoint") from error
-    _verify(final)
+    verify(final)
     return final
 
 
@@ -110,7 +115,7 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
 
 def read_generation(folder: Path) -> Generation:
     """Load one generation; `CheckpointError` where any byte of it is not what was written."""
-    _verify(folder)
+    verify(folder)
     return _load(folder)
 
 
@@ -140,7 +145,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     passed_over: list[str] = []
     for path in generations(folder):
         try:
-            _verify(path)
+            verify(path)
             return path, passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
@@ -152,19 +157,36 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def prune(folder: Path, keep: int, newest: int) -> None:
+def prune(
+    folder: Path, keep: int, newest: int, *, milestone_images: int | None = None, held: Collection[int] = ()
+) -> None:
     """Remove all but the `keep` newest generations up to position `newest`, and what interrupted saves left.
 
     `newest` was verified just now. Any that are later were passed over as damaged: they count for nothing, and go.
+    The first generation at or after each multiple of `milestone_images` stays for good, those at `held` for now.
     """
     found = generations(folder)
     later = [path for path in found if int(path.name) > newest]
+    kept = {*_milestones(found[len(later) :], milestone_images), *held}
     for path in later + found[len(later) :][keep:]:
+        if int(path.name) in kept:
+            continue
         # First the manifest: half a generation must not look whole.
         (path / MANIFEST_FILE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(f"*{_PARTIAL}"):
+    for path in folder.glob(f"*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _milestones(found: list[Path], every_images: int | None) -> set[int]:
+    """Positions of the first generation in each span of `every_images`, the span from 0 on left out."""
+    first: dict[int, int] = {}
+    for path in found if every_images else ():
+        assert every_images, "nothing is found otherwise"
+        position = int(path.name)
+        span = position // every_images
+        first[span] = min(position, first.get(span, position))
+    return {position for span, position in first.items() if span}
 
 
 class BackgroundWriter:
@@ -173,8 +195,16 @@ class BackgroundWriter:
     A context manager: whatever ends the block, no write goes on after it.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        milestone_images: int | None = None,
+        held: Callable[[], Collection[int]] = tuple,
+    ) -> None:
+        """`held` gives the positions that somebody reads just now."""
+        self._folder, self._keep, self._milestone_images, self._held = folder, keep, milestone_images, held
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.last_position: int | None = None
@@ -210,10 +240,27 @@ class BackgroundWriter:
     def _write(self, generation: Generation) -> None:
         try:
             write_generation(self._folder, generation)
-            prune(self._folder, self._keep, generation.position)
+            prune(
+                self._folder,
+                self._keep,
+                generation.position,
+                milestone_images=self._milestone_images,
+                held=self._held(),
+            )
             self.last_position = generation.position
         except Exception as error:
             self._error = error
+
+
+def _check_finite(generation: Generation) -> None:
+    for part, tensors in generation.parts.items():
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise LeanstreamError(
+                    f"weights must be finite to be saved; got others in {part} '{name}' after update "
+                    f"{generation.state.get('updates')} (position {generation.position}). The last checkpoint stands: "
+                    "run again with a lower --optim.learning-rate or with --optim.clip-norm."
+                )
 
 
 def _load(folder: Path) -> Generation:
@@ -223,7 +270,7 @@ def _load(folder: Path) -> Generation:
     return Generation(parts, read_state(folder))
 
 
-def _verify(folder: Path) -> None:
+def verify(folder: Path) -> None:
     """Compare every file with the manifest; `CheckpointError` where one differs."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())

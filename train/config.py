@@ -191,10 +191,17 @@ class CheckpointConfig:
     save_every_minutes: float = 3.0
     """Time between saves by the clock; epoch ends, SIGTERM, Ctrl-C and the end save as well."""
     keep: int = 2
-    """Generations that are kept."""
+    """Newest generations that are kept."""
+    milestone_images: int | None = None
+    """Besides, the first generation in each span of this many images is kept for good. Default: none."""
+    mirror: str | None = None
+    """A folder on a mounted drive, where MIRROR/NAME becomes a copy of the run; the run goes on from there where its
+    folder is gone."""
+    mirror_every_minutes: float = 10.0
+    """Time between copies to the mirror."""
 
     def __post_init__(self) -> None:
-        _check_positive("checkpoint", self, "save_every_minutes", "keep")
+        _check_positive("checkpoint", self, "save_every_minutes", "keep", "milestone_images", "mirror_every_minutes")
 
 
 @dataclass(frozen=True)

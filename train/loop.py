@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,14 +12,16 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from pipeline import ShardSet, StreamingLoader
+from pipeline.errors import LeanstreamError
 from pipeline.files import atomic_writer
 from pipeline.machine import PeakMemory
 from train.budget import Plan
-from train.checkpoint import BackgroundWriter, weights_sha256
+from train.checkpoint import BackgroundWriter, generations, weights_sha256
 from train.config import Config
 from train.display import Display, Status, duration
 from train.evaluate import Gaussian, Score, aggregate_posterior, score
 from train.grids import training_grid
+from train.mirror import Mirror
 from train.objectives import Likelihood
 from train.pretrained import save_pretrained
 from train.process import StopRequest
@@ -26,8 +29,10 @@ from train.runfolder import RunFolder
 from train.state import TrainState, audit_as_json
 from train.update import Update, apply_update
 
-STOP, SAVE, TIME_UP = 1, 2, 4
-"""What a process may ask all processes for."""
+STOP, SAVE, TIME_UP, RESTED = 1, 2, 4, 8
+"""What a process may ask all processes for; `RESTED`: an epoch's end may save."""
+EPOCH_SAVE_INTERVAL_S = 20.0
+"""Epochs of tiny sets end every few seconds: their ends save no more often than this."""
 FINAL_PRIOR_FACTOR = 10
 
 
@@ -105,6 +110,8 @@ class Session:
     console: Console
     stop: StopRequest
     memory: PeakMemory
+    mirror: Mirror | None = None
+    """The first process's copy of the run on a drive."""
     meters: Meters = field(default_factory=Meters)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split, the figures last measured."""
@@ -143,7 +150,7 @@ def train(session: Session) -> int:
     status = Status(
         session.folder.path.name, session.total_images, session.epoch_samples, state.position, state.updates
     )
-    writer = BackgroundWriter(session.folder.checkpoints, config.checkpoint.keep)
+    writer = _writer(session)
     display = Display(status, session.console, enabled=session.is_main)
     saved_at = time.monotonic()
     requests = 0
@@ -175,6 +182,7 @@ def train(session: Session) -> int:
                 requests=_requests(session, saved_at, writer),
             )
             requests = update.requests
+            _check_health(state, update)
             session.meters.add(update, config.train.batch_size, waited_s, time.monotonic() - began)
             del batch
 
@@ -185,9 +193,13 @@ def train(session: Session) -> int:
                 _log(session, status, update)
             if writer.last_position != status.saved_position:
                 status.saved_at, status.saved_position = time.monotonic(), writer.last_position
+            if session.mirror is not None:
+                _follow(session.mirror, session, writer, display)
             display.refresh()
 
-            if new_epoch or finished or requests:
+            asked = finished or requests & (STOP | TIME_UP)
+            routine = requests & SAVE or (new_epoch and requests & RESTED)
+            if asked or (routine and not state.health.suspect):
                 _save(session, writer)
                 saved_at = time.monotonic()
             if new_epoch and not finished and session.is_main:
@@ -263,6 +275,8 @@ def _requests(session: Session, saved_at: float, writer: BackgroundWriter) -> in
             requests |= TIME_UP
         if now - saved_at >= 60 * session.config.checkpoint.save_every_minutes and not writer.busy:
             requests |= SAVE
+        if now - saved_at >= EPOCH_SAVE_INTERVAL_S:
+            requests |= RESTED
     return requests
 
 
@@ -276,6 +290,50 @@ def _log(session: Session, status: Status, update: Update) -> None:
     status.learning_rate, status.images_per_s = record["learning_rate"], record["images_per_s"]
     status.wait_share, status.memory_bytes = record["data_wait_share"], session.memory.last
     status.gpu_bytes = gpu_bytes()
+
+
+def _writer(session: Session) -> BackgroundWriter:
+    config, mirror = session.config.checkpoint, session.mirror
+
+    def held() -> Collection[int]:
+        # While the loss looks wrong, whatever was saved before may be the last that is good.
+        if session.state.health.suspect:
+            return [int(path.name) for path in generations(session.folder.checkpoints)]
+        return () if mirror is None else mirror.copying
+
+    return BackgroundWriter(
+        session.folder.checkpoints, config.keep, milestone_images=config.milestone_images, held=held
+    )
+
+
+def _check_health(state: TrainState, update: Update) -> None:
+    state.health.observe(update.mse)
+    if state.health.diverged:
+        raise LeanstreamError(
+            f"the model must not get worse than it was untrained; got a mean squared error of {state.health.level:.4f} "
+            f"over the last updates, {state.health.reference:.4f} at first, at update {state.updates} "
+            f"(position {state.position}). The last checkpoint stands: "
+            "run again with a lower --optim.learning-rate or with --optim.clip-norm."
+        )
+
+
+def _follow(mirror: Mirror, session: Session, writer: BackgroundWriter, display: Display) -> None:
+    """Tell what came of the last copy to the mirror, and begin the next one when it is time."""
+    outcome = mirror.poll()
+    if outcome is not None:
+        note_mirror(session, outcome, display.say)
+    # Never while a save goes on: what it prunes must not be what is being copied.
+    if mirror.is_due() and not writer.busy and writer.last_position not in (None, mirror.position):
+        assert writer.last_position is not None, "checked just now"
+        mirror.start(writer.last_position)
+
+
+def note_mirror(session: Session, outcome: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write what came of a copy to the mirror into the ledger; a failure is told as well."""
+    session.folder.note("mirror failed" if "warning" in outcome else "mirrored", **outcome)
+    if "warning" in outcome:
+        again = "" if session.mirror is None or session.mirror.taken_over else "; tried again at the next interval"
+        say(f"warning: the mirror is behind{again}: {outcome['warning']}")
 
 
 def _save(session: Session, writer: BackgroundWriter) -> None:

@@ -6,12 +6,16 @@ torchrun --nproc-per-node 2 train/run.py configs/demo.toml
 """
 
 import contextlib
+import functools
 import json
 import math
+import secrets
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # A launcher puts this file's folder on the path, not the project's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -38,7 +42,8 @@ from train.budget import make_plan
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
 from train.display import duration
-from train.loop import TIME_UP, Session, finish, gpu_bytes, summarise, train
+from train.loop import TIME_UP, Session, finish, gpu_bytes, note_mirror, summarise, train
+from train.mirror import Mirror
 from train.models import FaceVAE, parameter_count
 from train.pretrained import CONFIG_FILE
 from train.process import StopRequest, follow_launcher, make_accelerator, set_threads
@@ -80,24 +85,27 @@ def start(name: str, config: Config) -> int:
         accelerator = make_accelerator(config)
         stack.callback(accelerator.end_training)
         console = _Console(quiet=not accelerator.is_main_process, highlight=False)
+        say = functools.partial(console.print, soft_wrap=True, markup=False)
+        mirror: Mirror | None = None
         shards = config.data.open(find_shards(config, console))
         config = with_values(config, {"data.shards": str(shards.location)})
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
         if accelerator.is_main_process:
             if config.run.fresh and folder.path.exists():
                 with folder.locked():
-                    aside = folder.set_aside()
-                console.print(f"the run that was there is now {aside}", soft_wrap=True, markup=False)
+                    say(f"the run that was there is now {folder.set_aside()}")
             stack.enter_context(folder.locked())
-        generation = load_generation(folder, accelerator, console)
-        session, rescheduled = prepare(config, shards, folder, generation, accelerator, console, stop, memory)
+            mirror = open_mirror(config, folder, say)
+        saved, generation = load_generation(folder, accelerator, say)
+        session, rescheduled = prepare(config, shards, folder, saved, generation, accelerator, console, stop, memory)
         if is_finished(session):
             session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
             session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
             return EXIT_DONE
-        saved_by = None if generation is None else str(generation.state["torch"])
+        saved_by = None if saved is None else str(saved["torch"])
         del generation  # Its tensors are copied; training needs the memory.
         if accelerator.is_main_process:
+            claim_run(session, saved, mirror)
             record_start(session, saved_by, rescheduled)
         requests = train(session)
         done = session.state.position >= session.total_images
@@ -105,6 +113,8 @@ def start(name: str, config: Config) -> int:
             if done:
                 finish(session)
             folder.write_summary(summarise(session, finished=done))
+            if session.mirror is not None:
+                note_mirror(session, session.mirror.finish(session.state.position), session.say)
             show_result(session, done)
         accelerator.wait_for_everyone()
         return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
@@ -125,23 +135,56 @@ def find_shards(config: Config, console: Console) -> Path | str:
     return found[0]
 
 
-def load_generation(folder: RunFolder, accelerator: Accelerator, console: Console) -> Generation | None:
-    """The newest whole checkpoint, read by the first process and given to all."""
-    found: list[Generation | None] = [None]
+def open_mirror(config: Config, folder: RunFolder, say: Callable[[str], None]) -> Mirror | None:
+    """The run's copy on a drive, if there is to be one; a run folder that is gone or behind is brought back from it."""
+    if config.checkpoint.mirror is None:
+        return None
+    mirror = Mirror(config.checkpoint.mirror, folder, config.checkpoint.mirror_every_minutes)
+    if config.run.fresh:
+        if (aside := mirror.set_aside()) is not None:
+            say(f"the copy that was on the mirror is now {aside}")
+        return mirror
+    position, remarks = mirror.bring_back()
+    for remark in remarks:
+        say(f"on the way: {remark}")
+    if position is not None:
+        say(f"brought back from the mirror {mirror.path}: image {position:,}")
+        folder.note("brought back", position=position, mirror=str(mirror.path))
+    return mirror
+
+
+def claim_run(session: Session, saved: dict[str, Any] | None, mirror: Mirror | None) -> None:
+    """Give a new run an identity, or take over that of the checkpoint, and the mirror with it."""
+    run = None if saved is None else saved.get("run")
+    if mirror is not None:
+        run, warning = mirror.claim(run)
+        if warning is not None:
+            session.say(f"warning: {warning}")
+    session.mirror = mirror
+    session.facts["run"] = run or secrets.token_hex(8)
+
+
+def load_generation(
+    folder: RunFolder, accelerator: Accelerator, say: Callable[[str], None]
+) -> tuple[dict[str, Any] | None, Generation | None]:
+    """The scalars of the newest whole checkpoint on every process, and its tensors on the first one."""
+    generation = None
     if accelerator.is_main_process:
-        found[0], passed_over = read_newest(folder.checkpoints)
+        generation, passed_over = read_newest(folder.checkpoints)
         for reason in passed_over:
-            console.print(f"checkpoint passed over: {reason}", soft_wrap=True, markup=False)
+            say(f"checkpoint passed over: {reason}")
             folder.note("passed over", reason=reason)
+    saved = [None if generation is None else generation.state]
     if accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(saved)
+    return saved[0], generation
 
 
 def prepare(
     config: Config,
     shards: ShardSet,
     folder: RunFolder,
+    saved: dict[str, Any] | None,
     generation: Generation | None,
     accelerator: Accelerator,
     console: Console,
@@ -149,11 +192,11 @@ def prepare(
     memory: PeakMemory,
 ) -> tuple[Session, list[str]]:
     """Resolve the config, and build or restore the state; returns also what changed since the run was interrupted."""
-    earlier = None if generation is None else from_dict(generation.state["config"], "the checkpoint")
+    earlier = None if saved is None else from_dict(saved["config"], "the checkpoint")
     if earlier is not None:
         config = reuse(config, earlier)
     config, total_images = resolve(config, shards, accelerator.num_processes)
-    rescheduled = [] if earlier is None or generation is None else check_same_run(config, earlier, shards, generation)
+    rescheduled = [] if earlier is None or saved is None else check_same_run(config, earlier, shards, saved)
 
     config = with_values(config, {"train.threads": set_threads(config, accelerator.num_processes)})
     set_seed(config.run.seed)
@@ -161,13 +204,17 @@ def prepare(
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     base_bytes = tree_pss()
     state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, local)
-    if generation is not None:
-        state.restore(generation, first_process=accelerator.is_main_process)
+    if saved is not None:
+        if generation is not None:
+            state.restore(generation)
+        else:
+            state.restore_scalars(saved, first_process=False)
+        state.share(accelerator)
     plan = make_plan(state, config, accelerator, local, base_bytes)
     state.micro_batch = plan.fit.micro_batch
     state.model.recompute = plan.fit.recompute
-    if generation is not None and config.train.micro_batch == "auto":
-        state.micro_batch = min(state.micro_batch, generation.state["micro_batch"])
+    if saved is not None and config.train.micro_batch == "auto":
+        state.micro_batch = min(state.micro_batch, saved["micro_batch"])
     facts = {
         "config": {key: value for key, value in asdict(config).items() if isinstance(value, dict)},
         "shardset": shards.fingerprint,
@@ -212,10 +259,10 @@ def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, i
     return with_values(config, values), -(-length // batch) * batch
 
 
-def check_same_run(config: Config, earlier: Config, shards: ShardSet, generation: Generation) -> list[str]:
+def check_same_run(config: Config, earlier: Config, shards: ShardSet, saved: dict[str, Any]) -> list[str]:
     """Refuse to resume another run; returns the changes of schedule, which are allowed."""
     identity, schedule = changes(config, earlier)
-    if generation.state["shardset"] != shards.fingerprint:
+    if saved["shardset"] != shards.fingerprint:
         identity.insert(0, f"the shard set {shards.location} holds other data than {earlier.data.shards} did")
     if identity:
         raise UserError(

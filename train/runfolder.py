@@ -55,14 +55,7 @@ class RunFolder:
 
     def set_aside(self) -> Path:
         """Rename the folder so that a new run can start; returns where it went."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        try:
-            self.path.rename(aside)
-        except OSError as error:
-            raise describe_os_error(error, f"renaming {self.path}") from error
-        return aside
+        return set_aside(self.path)
 
     def write_config(self, toml: str) -> None:
         """Save the resolved configuration."""
@@ -91,9 +84,29 @@ class RunFolder:
         """Add one line to the ledger, with the time."""
         _append(self._ledger_file, {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **values})
 
+    def join_ledger(self, other: Path) -> None:
+        """Put the lines of another copy's ledger before those that only this one has."""
+        theirs = _read_lines(other)
+        ours = [record for record in self.read_ledger() if record not in theirs]
+        if theirs:
+            lines = "".join(json.dumps(record) + "\n" for record in theirs + ours)
+            write_atomic(self._ledger_file, lines.encode())
+
     def read_ledger(self) -> list[dict[str, Any]]:
         """All whole lines of the ledger."""
         return _read_lines(self._ledger_file)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder to the next free `NAME.old-N`; returns where it went."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise describe_os_error(error, f"renaming {path}") from error
+    return aside
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

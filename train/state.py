@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from train.checkpoint import Generation, snapshot
 from train.config import OptimConfig
+from train.health import Health
 from train.models import FaceVAE
 from train.objectives import RunningError
 
@@ -60,6 +64,7 @@ class TrainState:
     error: RunningError = field(default_factory=RunningError)
     """Of which the decoder's scale follows."""
     loss_scale: LossScale = field(default_factory=LossScale)
+    health: Health = field(default_factory=Health)
     micro_batch: int = 0
     """Images a process computes at once."""
     audit: dict[int, int] = field(default_factory=dict)
@@ -96,6 +101,7 @@ class TrainState:
             "updates": self.updates,
             "error": asdict(self.error),
             "loss_scale": asdict(self.loss_scale),
+            "health": asdict(self.health),
             "micro_batch": self.micro_batch,
             "elapsed_s": elapsed_s,
             "audit": audit_as_json(audit),
@@ -108,14 +114,9 @@ class TrainState:
         }
         return Generation(parts, scalars)
 
-    def restore(self, generation: Generation, *, first_process: bool) -> None:
+    def restore(self, generation: Generation) -> None:
         """Take over everything from a generation; `CheckpointError` where it is of another shape."""
-        state = generation.state
-        if state.get("version") != STATE_VERSION:
-            raise CheckpointError(
-                f"the checkpoint must be of version {STATE_VERSION}; got {state.get('version')}. "
-                "Resume it with the leanstream that wrote it."
-            )
+        self.restore_scalars(generation.state, first_process=True)
         try:
             self.model.load_state_dict(generation.parts["model"])
             self.ema.load_state_dict(generation.parts["ema"])
@@ -124,13 +125,40 @@ class TrainState:
             raise CheckpointError(
                 f"the checkpoint's tensors must fit the model; got '{error}'. Use the config that it was made with."
             ) from error
+
+    def restore_scalars(self, state: dict[str, Any], *, first_process: bool) -> None:
+        """Take over a generation's numbers alone; a process that is not the first is given the tensors by `share`."""
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"the checkpoint must be of version {STATE_VERSION}; got {state.get('version')}. "
+                "Resume it with the leanstream that wrote it."
+            )
         self.position, self.updates = state["position"], state["updates"]
         self.error = RunningError(**state["error"])
         self.loss_scale = LossScale(**state["loss_scale"])
+        self.health = Health(**state.get("health", {}))
         self.elapsed_s = state["elapsed_s"]
         # The saved sums are those of all processes together; one process carries them on.
         sums = {int(epoch): int(total, 16) for epoch, total in state["audit"].items()}
         self.audit = sums if first_process else {}
+
+    def share(self, accelerator: Accelerator) -> None:
+        """Give all processes the first one's weights, average and optimizer, tensor by tensor on their devices.
+
+        So a checkpoint is read once, and no process ever holds a second copy of it.
+        """
+        if accelerator.num_processes == 1:
+            return
+        for tensor in (*self.model.state_dict().values(), *self.ema.state_dict().values()):
+            _share(tensor, accelerator)
+        mine = self._optimizer_tensors()
+        shapes = [[(name, tuple(value.shape), value.dtype) for name, value in mine.items()]]
+        broadcast_object_list(shapes)
+        tensors = {name: mine.get(name, torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes[0]}
+        for tensor in tensors.values():
+            _share(tensor, accelerator)
+        if not accelerator.is_main_process:
+            self._load_optimizer(tensors)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         return {
@@ -149,3 +177,10 @@ class TrainState:
                 # In the parameter's memory format, as the optimizer itself would have made it.
                 value = torch.empty_like(parameter).copy_(value)
             self.optimizer.state[parameter][key] = value.detach().clone()
+
+
+def _share(tensor: Tensor, accelerator: Accelerator) -> None:
+    """Overwrite a tensor by the first process's."""
+    moved = tensor.detach().to(accelerator.device, memory_format=torch.contiguous_format)
+    torch.distributed.broadcast(moved, 0)
+    tensor.detach().copy_(moved)

@@ -17,6 +17,14 @@ def _fresh_torch() -> Iterator[None]:
     AcceleratorState._reset_state(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _every_epoch_saves() -> Iterator[None]:
+    """Tiny sets have epochs of milliseconds, and tests want to know where a run has saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.loop.EPOCH_SAVE_INTERVAL_S", 0.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """40 training and 12 validation images of 32 px; read it only."""

@@ -32,7 +32,7 @@ def test_resume_at_every_step_gives_the_same_tail(
     assert len(set(hashes)) == UPDATES
     for step in range(UPDATES):
         again = tiny_state(config, micro_batch)
-        again.restore(read_generation(folders[step]), first_process=True)
+        again.restore(read_generation(folders[step]))
         tail = [(update, state_sha256(again)) for update in updates(again, config, faces, UPDATES - step)]
         assert tail == list(zip(found[step:], hashes[step:], strict=True))
         assert again.audit == state.audit

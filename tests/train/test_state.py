@@ -20,7 +20,7 @@ def test_a_restored_state_is_equal_bit_for_bit_and_goes_on_equally(tmp_path: Pat
     state.loss_scale = LossScale(1024.0, 17)
     generation = state.to_generation({"fact": 1}, state.audit, 12.5)
     again = tiny_state(config)
-    again.restore(read_generation(write_generation(tmp_path, generation)), first_process=True)
+    again.restore(read_generation(write_generation(tmp_path, generation)))
     assert state_sha256(again) == state_sha256(state)
     assert (again.position, again.updates, again.elapsed_s) == (48, 3, 12.5)
     assert (again.error, again.loss_scale, again.audit) == (state.error, state.loss_scale, state.audit)
@@ -58,9 +58,9 @@ def test_audit_sums_wrap_at_64_bits_and_go_to_the_epoch_of_each_sample() -> None
 
 def test_only_the_first_process_carries_the_sums_on() -> None:
     state = tiny_state(tiny_config())
-    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0), first_process=False)
+    state.restore_scalars(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0).state, first_process=False)
     assert state.audit == {}
-    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0), first_process=True)
+    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0))
     assert state.audit == {0: 2**64 - 1}
 
 
@@ -69,10 +69,10 @@ def test_another_version_or_another_model_is_refused() -> None:
     generation = tiny_state(config).to_generation({}, {}, 0.0)
     other = tiny_state(tiny_config(model={"latent": 5}))
     with pytest.raises(CheckpointError, match="must fit the model"):
-        other.restore(generation, first_process=True)
+        other.restore(generation)
     newer = Generation(generation.parts, {**generation.state, "version": 2})
     with pytest.raises(CheckpointError, match="must be of version 1; got 2"):
-        tiny_state(config).restore(newer, first_process=True)
+        tiny_state(config).restore(newer)
 
 
 def test_missing_optimizer_tensors_are_refused(faces: ShardSet) -> None:
@@ -82,7 +82,7 @@ def test_missing_optimizer_tensors_are_refused(faces: ShardSet) -> None:
     generation = state.to_generation({}, {}, 0.0)
     del generation.parts["optimizer"]
     with pytest.raises(CheckpointError, match="'optimizer'"):
-        tiny_state(config).restore(generation, first_process=True)
+        tiny_state(config).restore(generation)
 
 
 def test_the_average_is_frozen_and_in_channels_last_as_the_model() -> None:
