@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import train.checkpoint
-from pipeline.errors import CheckpointError, UserError
+from pipeline.errors import CheckpointError, LeanstreamError, UserError
 from train.checkpoint import (
     BackgroundWriter,
     Generation,
@@ -167,6 +167,41 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
         write_generation(tmp_path, generation(position))
     prune(tmp_path, 2, 32)
     assert [int(path.name) for path in generations(tmp_path)] == [32, 24]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=25), st.integers(1, 200), st.integers(1, 3))
+def test_the_first_generation_of_every_span_stays_whenever_it_is_pruned(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], every: int, keep: int
+) -> None:
+    folder = tmp_path_factory.mktemp("milestones")
+    seen: list[int] = []
+    for step in steps:
+        seen.append((seen or [0])[-1] + step)
+        (folder / f"{seen[-1]:012d}").mkdir()
+        prune(folder, keep, seen[-1], milestone_images=every)
+    spans = {position // every for position in seen} - {0}
+    milestones = {min(position for position in seen if position // every == span) for span in spans}
+    assert {int(path.name) for path in generations(folder)} == milestones | set(seen[-keep:])
+
+
+def test_what_is_being_read_stays_until_the_next_time(tmp_path: Path) -> None:
+    for position in (8, 16, 24):
+        write_generation(tmp_path, generation(position))
+    prune(tmp_path, 1, 24, held={8})
+    assert [int(path.name) for path in generations(tmp_path)] == [24, 8]
+    prune(tmp_path, 1, 24)
+    assert [int(path.name) for path in generations(tmp_path)] == [24]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_what_is_not_finite_is_never_written(tmp_path: Path, part: str, value: float) -> None:
+    spoilt = generation(64)
+    spoilt.parts[part]["bias" if part == "model" else "bias.step"].fill_(value)
+    with pytest.raises(LeanstreamError, match=rf"must be finite to be saved; got others in {part} 'bias"):
+        write_generation(tmp_path, spoilt)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -320,6 +320,19 @@ def test_a_full_disk_stops_the_run_with_one_line_and_the_older_checkpoint_stands
     assert run.summary["weights_sha256"] == finished.summary["weights_sha256"]
 
 
+def test_epochs_that_end_too_soon_after_a_save_do_not_save(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.loop.EPOCH_SAVE_INTERVAL_S", 3600.0)
+    assert run() == 0
+    assert [int(path.name) for path in generations(run.folder.checkpoints)] == [96]
+    assert len(list(run.folder.grids.iterdir())) == 3
+
+
+def test_milestones_stay(run: Run) -> None:
+    more = ["--checkpoint.keep", "1", "--checkpoint.milestone-images", "40"]
+    assert run(*more) == 0
+    assert [int(path.name) for path in generations(run.folder.checkpoints)] == [96, 80, 48]
+
+
 def test_a_set_without_held_out_images_still_gets_grids(
     tiny_toml: Path, tmp_path: Path, shard_set: Callable[..., ShardSet]
 ) -> None:
