@@ -170,6 +170,10 @@ class TrainConfig:
     """Half-life of the averaged weights, which are the result; shorter early in the run."""
     threads: int | None = None
     """Torch threads of each process. Default: the cores over the processes."""
+    init_from: str | None = None
+    """Begin with the averaged weights of another run or model: its folder, or a Hugging Face repository."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that get the metrics as well, through Accelerate: tensorboard, wandb, ..."""
     log_every_updates: int = 10
     """Updates that one line of metrics.jsonl covers."""
     prior_images: int = 4_096
@@ -260,12 +264,12 @@ class Config:
         return tomli_w.dumps(sections)
 
 
-IDENTITY = ("run.seed", "data.window", "data.lanes", "data.flip", "model.*", "loss.*")
+IDENTITY = ("run.seed", "data.window", "data.lanes", "data.flip", "model.*", "loss.*", "train.init_from")
 """Values that make a run this run: another value is refused on resume. So is another shard set."""
 SCHEDULE = ("train.batch_size", "train.epochs", "train.total_images", "train.ema_halflife_images", "optim.*")
 """Values that may change on resume; the change is recorded and exactness holds from there."""
 REUSED = ("data.window", "data.lanes", "data.threads", "train.threads", "model.latent",
-          "model.widths", "model.depth")  # fmt: skip
+          "model.widths", "model.depth", "train.init_from")  # fmt: skip
 """Values that, where None, are taken from the run that is resumed."""
 
 

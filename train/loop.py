@@ -20,13 +20,15 @@ from train.checkpoint import BackgroundWriter, generations, weights_sha256
 from train.config import Config
 from train.display import Display, Status, duration
 from train.evaluate import Gaussian, Score, aggregate_posterior, score
+from train.finished import describe_training, draw_curves_of, extra_files
 from train.grids import training_grid
 from train.mirror import Mirror
 from train.objectives import Likelihood
 from train.pretrained import save_pretrained
 from train.process import StopRequest
 from train.runfolder import RunFolder
-from train.state import TrainState, audit_as_json
+from train.state import TrainState
+from train.trackers import track
 from train.update import Update, apply_update
 
 STOP, SAVE, TIME_UP, RESTED = 1, 2, 4, 8
@@ -115,6 +117,8 @@ class Session:
     meters: Meters = field(default_factory=Meters)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """By split, the figures last measured."""
+    began_with: dict[str, Any] = field(default_factory=dict)
+    """Where a new run's first weights came from, if not from its seed."""
     sums: dict[int, int] = field(default_factory=dict)
     """By epoch, the audit's sums of all processes together, as last saved."""
     started: float = field(default_factory=time.monotonic)
@@ -221,6 +225,7 @@ def finish(session: Session) -> None:
     prior = aggregate_posterior(model, session.shards, "train", limit, device)
     _paint(session, prior)
     session.scores = _scores(session)
+    draw_curves_of(folder)
     facts = {
         "position": session.state.position,
         "sigma": session.likelihood.std,
@@ -228,18 +233,13 @@ def finish(session: Session) -> None:
         "scores": session.scores,
         "shardset": session.facts["shardset"],
     }
-    training = {
-        "position": session.state.position,
-        "shardset": session.facts["shardset"],
-        "audit": audit_as_json(session.sums),
-        "config": session.facts["config"],
-    }
-    save_pretrained(folder.final, model, prior, facts, training)
+    training = describe_training(session)
+    save_pretrained(folder.final, model, prior, facts, extra_files(session, model, facts, training))
     folder.note("finished", position=session.state.position, scores=session.scores)
 
 
-def summarise(session: Session, *, finished: bool) -> dict[str, Any]:
-    """What came out, and what it cost, as `summary.json` has it."""
+def summarise(session: Session, peaks: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+    """What came out, and what it cost, as `summary.json` has it; `peaks` are those of all processes."""
     state, meters = session.state, session.meters
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in state.ema.state_dict().items()}
@@ -253,8 +253,7 @@ def summarise(session: Session, *, finished: bool) -> dict[str, Any]:
         "images_per_s": meters.total_images / seconds,
         "data_wait_share": meters.total_waited_s / seconds,
         "planned_bytes": session.plan.bytes(state.micro_batch),
-        "peak_pss_bytes": session.memory.peak,
-        "peak_gpu_bytes": gpu_bytes(),
+        **peaks,
         "wall_s": time.monotonic() - session.started,
         "total_wall_s": session.elapsed_s,
     }
@@ -284,7 +283,7 @@ def _log(session: Session, status: Status, update: Update) -> None:
     record = session.meters.flush(session, update)
     if not session.is_main:
         return
-    session.folder.append_metrics(record)
+    _record(session, record)
     status.position, status.updates = record["position"], record["updates"]
     status.loss, status.psnr_db, status.kl = record["loss"], record["psnr_db"], record["kl_nats"]
     status.learning_rate, status.images_per_s = record["learning_rate"], record["images_per_s"]
@@ -336,6 +335,19 @@ def note_mirror(session: Session, outcome: dict[str, Any], say: Callable[[str], 
         say(f"warning: the mirror is behind{again}: {outcome['warning']}")
 
 
+def _record(session: Session, record: dict[str, Any]) -> None:
+    """Add a line of metrics; trackers get it too, for as long as they answer."""
+    session.folder.append_metrics(record)
+    if not session.accelerator.trackers:
+        return
+    try:
+        track(session.accelerator, record)
+    except Exception as error:
+        session.accelerator.trackers = []
+        session.folder.note("trackers failed", reason=f"{type(error).__name__}: {error}")
+        session.say(f"warning: no more metrics for trackers, they failed ({error}); metrics.jsonl has them all")
+
+
 def _save(session: Session, writer: BackgroundWriter) -> None:
     """Take a snapshot and write it behind the loop; the first process writes for all."""
     session.sums = _summed_audit(session)
@@ -367,7 +379,8 @@ def _look(session: Session, display: Display, epoch: int) -> str:
     limit = session.config.train.prior_images
     _paint(session, aggregate_posterior(model, session.shards, "train", limit, device))
     scores = session.scores = _scores(session)
-    session.folder.append_metrics({"position": session.state.position, "epoch": epoch, "scores": scores})
+    _record(session, {"position": session.state.position, "epoch": epoch, "scores": scores})
+    draw_curves_of(session.folder)
     text = ", ".join(f"{name} {values['psnr_db']:.2f} dB at {values['rate_nats']:.1f} nats" for name, values in
                      scores.items())  # fmt: skip
     if text:

@@ -1,17 +1,32 @@
-"""A finished model as a folder: config.json, model.safetensors, prior.safetensors, training.json."""
+"""A finished model as a folder, which is what a person keeps, copies and publishes.
 
+    final/
+      config.json          architecture, figures, and the sha256 of the tensors' files; written last
+      model.safetensors    the averaged weights
+      prior.safetensors    mean and covariance of the aggregate posterior
+      training.json        how it came about: the resolved config, and the sums that an audit compares
+      README.md            the model card, with grid.png and curves.png
+
+A folder is made under another name and takes the place of the one before by a rename. Who reads while that happens
+may open files of both: the hashes tell, and the reading begins again.
+"""
+
+import hashlib
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from pipeline.errors import CheckpointError, UserError
-from pipeline.files import write_json
+from pipeline.files import sync_folder, write_json
 from train.architectures import Architecture
-from train.checkpoint import save_tensors, snapshot
+from train.checkpoint import PARTIAL, save_tensors, snapshot
 from train.evaluate import Gaussian
 from train.models import FaceVAE
 
@@ -19,25 +34,58 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PRIOR_FILE = "prior.safetensors"
 TRAINING_FILE = "training.json"
+CARD_FILE = "README.md"
+GRID_FILE = "grid.png"
+CURVES_FILE = "curves.png"
+EXTRA_FILES = (TRAINING_FILE, CARD_FILE, GRID_FILE, CURVES_FILE)
+"""What belongs to the model without being needed to use it."""
+_ATTEMPTS = 3
 
 
 def save_pretrained(
-    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], training: dict[str, Any] | None = None
+    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write the model, the aggregate posterior's Gaussian, and `facts` about both; config.json comes last.
+    """Write the model, the aggregate posterior's Gaussian, and `facts` about both, in place of what was there.
 
-    `training` is how it came about: the resolved config and the sums of an audit.
+    `extras` are the contents of further files, by name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, tensors in (
-        (WEIGHTS_FILE, snapshot(model.state_dict())),
-        (PRIOR_FILE, {"mean": prior.mean, "covariance": prior.covariance.contiguous()}),
-    ):
-        partial = folder / f".{name}.partial"
-        save_tensors(tensors, partial)
-        partial.replace(folder / name)
-    write_json(folder / TRAINING_FILE, training or {})
-    write_json(folder / CONFIG_FILE, {"architecture": model.describe(), **facts})
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    older = folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_files(partial, model, prior, facts, extras or {})
+        shutil.rmtree(older, ignore_errors=True)
+        if folder.exists():
+            folder.rename(older)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+    except OSError:
+        if older.exists() and not folder.exists():
+            older.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def write_files(
+    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes]
+) -> None:
+    """Write a model's files into a folder that is there; config.json comes last."""
+    for name, data in extras.items():
+        (folder / name).write_bytes(data)
+    tensors = {
+        WEIGHTS_FILE: snapshot(model.state_dict()),
+        PRIOR_FILE: {"mean": prior.mean, "covariance": prior.covariance.contiguous()},
+    }
+    for name, part in tensors.items():
+        save_tensors(part, folder / name)
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in tensors}
+    write_json(folder / CONFIG_FILE, {**facts, "architecture": model.describe(), "files": files})
 
 
 def load_pretrained(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussian, dict[str, Any]]:
@@ -45,6 +93,26 @@ def load_pretrained(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussi
 
     Raises `UserError` where the folder holds no finished model, `CheckpointError` where it is damaged.
     """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _load(folder, device)
+        except CheckpointError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def build_model(architecture: dict[str, Any]) -> FaceVAE:
+    """A model with fresh weights from what `FaceVAE.describe` gave."""
+    return FaceVAE(architecture_of(architecture))
+
+
+def architecture_of(described: dict[str, Any]) -> Architecture:
+    """What `FaceVAE.describe` described."""
+    return Architecture(**{**described, "widths": tuple(described["widths"])})
+
+
+def _load(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussian, dict[str, Any]]:
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UserError(
@@ -53,14 +121,13 @@ def load_pretrained(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussi
     try:
         facts = json.loads(path.read_bytes())
         model = build_model(facts["architecture"])
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        prior = load_file(folder / PRIOR_FILE)
+        parts = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, PRIOR_FILE)}
+        for name, data in parts.items():
+            if hashlib.sha256(data).hexdigest() != facts["files"][name]:
+                raise CheckpointError(f"{folder / name} must be as {CONFIG_FILE} says; got other bytes. Copy it again.")
+        model.load_state_dict(load(parts[WEIGHTS_FILE]))
+        prior = load(parts[PRIOR_FILE])
         gaussian = Gaussian(prior["mean"], prior["covariance"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} must be a whole model; got '{error}'. Copy it again.") from error
     return model.to(device).eval(), gaussian, facts
-
-
-def build_model(architecture: dict[str, Any]) -> FaceVAE:
-    """A model with fresh weights from what `FaceVAE.describe` gave."""
-    return FaceVAE(Architecture(**{**architecture, "widths": tuple(architecture["widths"])}))

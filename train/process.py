@@ -4,13 +4,15 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 from pipeline.errors import ConfigError
 from pipeline.machine import usable_cores
@@ -93,3 +95,23 @@ def set_threads(config: Config, processes: int) -> int:
     threads = config.train.threads or max(1, usable_cores() // processes)
     torch.set_num_threads(threads)
     return threads
+
+
+def peaks_of_all(accelerator: Accelerator, pss_bytes: int, gpu_bytes: int) -> dict[str, Any]:
+    """The most memory that the processes held; every process must call this with its own peaks, bytes.
+
+    `peak_pss_bytes` is that of the fullest machine, where the peaks of its processes are added: an upper bound, as they
+    need not have met. `peak_gpu_bytes` is that of the fullest GPU.
+    """
+    mine = {"rank": accelerator.process_index, "host": socket.gethostname(), "pss": pss_bytes, "gpu": gpu_bytes}
+    every: list[dict[str, Any]] = [mine]
+    if accelerator.num_processes > 1:
+        every = gather_object([mine])
+    hosts: dict[str, int] = {}
+    for each in every:
+        hosts[each["host"]] = hosts.get(each["host"], 0) + each["pss"]
+    found: dict[str, Any] = {
+        "peak_pss_bytes": max(hosts.values()),
+        "peak_gpu_bytes": max(each["gpu"] for each in every),
+    }
+    return found if len(every) == 1 else {**found, "peaks_of_processes": every}

@@ -42,13 +42,16 @@ from train.budget import make_plan
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
 from train.display import duration
+from train.initial import begin_with
+from train.logs import rank_log
 from train.loop import TIME_UP, Session, finish, gpu_bytes, note_mirror, summarise, train
 from train.mirror import Mirror
 from train.models import FaceVAE, parameter_count
 from train.pretrained import CONFIG_FILE
-from train.process import StopRequest, follow_launcher, make_accelerator, set_threads
+from train.process import StopRequest, follow_launcher, make_accelerator, peaks_of_all, set_threads
 from train.runfolder import RunFolder
 from train.state import TrainState
+from train.trackers import check_trackers, start_trackers
 
 
 class _Console(Console):
@@ -82,6 +85,7 @@ def start(name: str, config: Config) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop.listening())
         memory = stack.enter_context(PeakMemory())
+        check_trackers(config.train.trackers)
         accelerator = make_accelerator(config)
         stack.callback(accelerator.end_training)
         console = _Console(quiet=not accelerator.is_main_process, highlight=False)
@@ -96,6 +100,8 @@ def start(name: str, config: Config) -> int:
                     say(f"the run that was there is now {folder.set_aside()}")
             stack.enter_context(folder.locked())
             mirror = open_mirror(config, folder, say)
+        accelerator.wait_for_everyone()  # The others' logs must not make the folder that the first one looks for.
+        stack.enter_context(rank_log(folder.logs, accelerator.process_index, accelerator.num_processes))
         saved, generation = load_generation(folder, accelerator, say)
         session, rescheduled = prepare(config, shards, folder, saved, generation, accelerator, console, stop, memory)
         if is_finished(session):
@@ -107,12 +113,14 @@ def start(name: str, config: Config) -> int:
         if accelerator.is_main_process:
             claim_run(session, saved, mirror)
             record_start(session, saved_by, rescheduled)
+        start_trackers(accelerator, session.config, folder, session.state.position)
         requests = train(session)
         done = session.state.position >= session.total_images
+        if done and accelerator.is_main_process:
+            finish(session)
+        peaks = peaks_of_all(accelerator, memory.peak, gpu_bytes())
         if accelerator.is_main_process:
-            if done:
-                finish(session)
-            folder.write_summary(summarise(session, finished=done))
+            folder.write_summary(summarise(session, peaks, finished=done))
             if session.mirror is not None:
                 note_mirror(session, session.mirror.finish(session.state.position), session.say)
             show_result(session, done)
@@ -209,6 +217,10 @@ def prepare(
             state.restore(generation)
         else:
             state.restore_scalars(saved, first_process=False)
+    began_with = {}
+    if saved is None and config.train.init_from is not None and accelerator.is_main_process:
+        began_with = begin_with(state, config.train.init_from)
+    if saved is not None or config.train.init_from is not None:
         state.share(accelerator)
     plan = make_plan(state, config, accelerator, local, base_bytes)
     state.micro_batch = plan.fit.micro_batch
@@ -235,6 +247,7 @@ def prepare(
         stop,
         memory,
         sums=state.audit,
+        began_with=began_with,
     )
     return session, rescheduled
 
@@ -281,7 +294,10 @@ def record_start(session: Session, saved_by: str | None, rescheduled: list[str])
     folder.write_config(config.to_toml())
     folder.cut_metrics(state.position)
     if saved_by is None:
-        folder.note("start", torch=torch.__version__, processes=session.accelerator.num_processes)
+        note = {"torch": torch.__version__, "processes": session.accelerator.num_processes, "run": session.facts["run"]}
+        folder.note("start", **note, **session.began_with)
+        if session.began_with:
+            say(f"beginning with the weights of {config.train.init_from}")
     else:
         folder.note("resume", position=state.position, changes=rescheduled, torch=torch.__version__)
         epochs = state.position / session.epoch_samples

@@ -4,7 +4,8 @@ runs/NAME/
   config.toml     the resolved configuration          grids/        pictures by position
   metrics.jsonl   one line for every few updates      checkpoints/  generations by position
   ledger.jsonl    starts, resumes, changes, saves     final/        the finished model
-  summary.json    what came out                       lock          held while the run lives
+  summary.json    what came out                       curves.png    loss, PSNR and rate over the images seen
+  logs/           warnings and errors by process      lock          held while the run lives
 """
 
 import contextlib
@@ -27,7 +28,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.grids = path / "grids"
         self.final = path / "final"
+        self.logs = path / "logs"
         self.config_file = path / "config.toml"
+        self.curves_file = path / "curves.png"
         self.summary_file = path / "summary.json"
         self._metrics_file = path / "metrics.jsonl"
         self._ledger_file = path / "ledger.jsonl"

@@ -5,8 +5,23 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import train.run
 from pipeline.format import ShardSet
 from tests.helpers import make_shard_set
+
+TINY = """
+[model]
+widths = [8, 8, 8, 8]
+latent = 4
+[optim]
+warmup_images = 64
+[train]
+batch_size = 16
+total_images = 96
+threads = 2
+log_every_updates = 1
+prior_images = 32
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +50,15 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def tiny_toml(tmp_path: Path) -> Path:
     """A config file of a run that takes seconds."""
     path = tmp_path / "tiny.toml"
-    path.write_text(
-        """
-        [model]
-        widths = [8, 8, 8, 8]
-        latent = 4
-        [optim]
-        warmup_images = 64
-        [train]
-        batch_size = 16
-        total_images = 96
-        threads = 2
-        log_every_updates = 1
-        prior_images = 32
-        """
-    )
+    path.write_text(TINY)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, faces: ShardSet) -> Path:
+    """The folder of a finished run named `faces-32`; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished run")
+    (folder / "tiny.toml").write_text(TINY)
+    arguments = [str(folder / "tiny.toml"), "--data.shards", str(faces.folder)]
+    assert train.run.main([*arguments, "--run.dir", str(folder / "faces-32")]) == 0
+    return folder / "faces-32"

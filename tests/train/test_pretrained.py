@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import train.checkpoint
+import train.pretrained
 from pipeline.errors import CheckpointError, UserError
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.evaluate import Gaussian
@@ -37,7 +38,6 @@ def test_a_model_comes_back_with_the_same_answers(tmp_path: Path, kind: str) -> 
         "config.json",
         "model.safetensors",
         "prior.safetensors",
-        "training.json",
     ]
 
 
@@ -50,7 +50,7 @@ def test_no_model_is_the_users_error(tmp_path: Path) -> None:
 def test_a_damaged_model_is_an_error(tmp_path: Path, name: str) -> None:
     save(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
-    with pytest.raises(CheckpointError, match=r"must be a whole model.*Copy it again"):
+    with pytest.raises(CheckpointError, match=r"(must be a whole model|as config\.json says).*Copy it again"):
         load_pretrained(tmp_path, CPU)
 
 
@@ -63,3 +63,71 @@ def test_a_full_disk_is_an_os_error_with_its_number(tmp_path: Path, monkeypatch:
         save(tmp_path)
     assert failed.value.errno == errno.ENOSPC
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_longer_training_replaces_the_model_as_a_whole(tmp_path: Path) -> None:
+    save(tmp_path / "final")
+    (tmp_path / "final" / "of-before.txt").touch()
+    save_pretrained(tmp_path / "final", tiny_model(tiny_config()), PRIOR, {"position": 9}, {"README.md": b"card"})
+    assert load_pretrained(tmp_path / "final", CPU)[2]["position"] == 9
+    assert sorted(path.name for path in (tmp_path / "final").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "prior.safetensors",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_whatever_fails_the_model_before_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    save(tmp_path / "final")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "final").iterdir()}
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(
+        "train.pretrained.save_tensors" if name != "config.json" else "train.pretrained.write_json", fail
+    )
+    with pytest.raises(OSError, match="Input/output"):
+        save(tmp_path / "final")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "final").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_the_model_before_comes_back_where_the_last_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "final")
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        save(tmp_path / "final")
+    monkeypatch.undo()
+    assert load_pretrained(tmp_path / "final", CPU)[2]["position"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_reader_never_gets_half_of_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is replaced after its config was read; the second attempt finds the new one."""
+    save(tmp_path / "final")
+    original = train.pretrained.build_model
+
+    def replace_meanwhile(architecture: dict[str, Any]) -> FaceVAE:
+        monkeypatch.setattr(train.pretrained, "build_model", original)
+        other = tiny_model(tiny_config(run={"seed": 1}))
+        save_pretrained(tmp_path / "final", other, PRIOR, {"position": 9, "shardset": "abc"})
+        return original(architecture)
+
+    monkeypatch.setattr(train.pretrained, "build_model", replace_meanwhile)
+    model, _, facts = load_pretrained(tmp_path / "final", CPU)
+    assert facts["position"] == 9
+    expected = tiny_model(tiny_config(run={"seed": 1})).state_dict()
+    assert all(value.equal(expected[name]) for name, value in model.state_dict().items())

@@ -107,10 +107,12 @@ def test_a_run_leaves_its_folder_with_everything_in_it(finished: Run) -> None:
     assert sorted(path.name for path in finished.path.iterdir()) == [
         "checkpoints",
         "config.toml",
+        "curves.png",
         "final",
         "grids",
         "ledger.jsonl",
         "lock",
+        "logs",
         "metrics.jsonl",
         "summary.json",
     ]
