@@ -90,9 +90,14 @@ def resolve_precision(asked: str) -> str:
     return asked
 
 
+def processes_here(processes: int) -> int:
+    """How many of all processes run on this machine, as the launcher says; all of them where it says nothing."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+
+
 def set_threads(config: Config, processes: int) -> int:
     """Torch's threads in this process: the config's, or its share of the cores; launchers export OMP_NUM_THREADS=1."""
-    threads = config.train.threads or max(1, usable_cores() // processes)
+    threads = config.train.threads or max(1, usable_cores() // processes_here(processes))
     torch.set_num_threads(threads)
     return threads
 

@@ -48,7 +48,7 @@ from train.loop import TIME_UP, Session, finish, gpu_bytes, note_mirror, summari
 from train.mirror import Mirror
 from train.models import FaceVAE, parameter_count
 from train.pretrained import CONFIG_FILE
-from train.process import StopRequest, follow_launcher, make_accelerator, peaks_of_all, set_threads
+from train.process import StopRequest, follow_launcher, make_accelerator, peaks_of_all, processes_here, set_threads
 from train.runfolder import RunFolder
 from train.state import TrainState
 from train.trackers import check_trackers, start_trackers
@@ -264,7 +264,7 @@ def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, i
     values = {
         "data.window": order.window,
         "data.lanes": order.lanes,
-        "data.threads": config.data.threads or max(1, usable_cores() // processes),
+        "data.threads": config.data.threads or max(1, usable_cores() // processes_here(processes)),
         "model.latent": architecture.latent,
         "model.widths": architecture.widths,
         "model.depth": architecture.depth,

@@ -46,6 +46,11 @@ def test_two_processes_train_as_one(tmp_path: Path, shards: ShardSet, objective:
     assert ran.returncode == 0, ran.stderr
     assert "2 processes x 1 micro-batches of 8" in ran.stdout
     assert ran.stdout.count("done: ") == 1
+    for rank in range(2):
+        assert f"process {rank} of 2 ends" in (two.logs / f"rank-{rank}.log").read_text()
+    summary = json.loads(two.summary_file.read_bytes())
+    peaks = [each["pss"] for each in summary["peaks_of_processes"]]
+    assert summary["peak_pss_bytes"] == sum(peaks) > max(peaks) > 10**7
     expected, found = ([r for r in folder.read_metrics() if "loss" in r] for folder in (one, two))
     assert len(found) == UPDATES
     for ours, theirs in zip(found, expected, strict=True):

@@ -7,7 +7,7 @@ import torch
 from pipeline.batch import digests
 from pipeline.errors import CheckpointError
 from pipeline.format import Index, ShardSet
-from tests.train.tiny import state_sha256, tiny_config, tiny_state, updates
+from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import Generation, read_generation, write_generation
 from train.state import SCALE_GROWTH_UPDATES, LossScale
 
@@ -103,3 +103,26 @@ def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates() -> 
     assert scale.value == 2.0**15
     scale.applied()
     assert (scale.value, scale.good_updates) == (2.0**16, 0)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_what_the_first_process_has_reaches_the_others_whole(
+    faces: ShardSet, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes one after the other: the second receives what the first has sent."""
+    config = tiny_config()
+    first, second = tiny_state(config), tiny_state(tiny_config(run={"seed": 9}))
+    list(updates(first, config, faces, count))
+    assert state_sha256(first) != state_sha256(second)
+    sent: list[torch.Tensor] = []
+    named: list[object] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, _: sent.append(tensor.clone()))
+    monkeypatch.setattr("train.state.broadcast_object_list", named.extend)
+    before = state_sha256(first)
+    first.share(FakeAccelerator(num_processes=2))  # type: ignore[arg-type]
+    assert state_sha256(first) == before
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, _: tensor.copy_(sent.pop(0)))
+    monkeypatch.setattr("train.state.broadcast_object_list", lambda found: found.__setitem__(0, named[0]))
+    second.share(FakeAccelerator(num_processes=2, is_main_process=False))  # type: ignore[arg-type]
+    assert not sent
+    assert state_sha256(second) == before
