@@ -26,8 +26,10 @@ from rich.console import Console
 from pipeline import ShardSet
 from pipeline.batch import digests
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, CheckpointError, LeanstreamError, UserError, report_error
+from pipeline.format import Index, Shard
 from pipeline.order import Order
-from pipeline.shards import load_index
+from pipeline.remote import join, read_bytes
+from pipeline.shards import check_index, load_index
 from train.checkpoint import find_newest, read_state
 from train.config import from_dict, load_config
 from train.pretrained import TRAINING_FILE
@@ -43,8 +45,8 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder, e.g. runs/demo."""
-    shards: Path | None = None
-    """Shard set; default: the one that the run was trained on."""
+    shards: str | None = None
+    """Shard set, a folder or a URL; default: the one that the run was trained on."""
     debug: bool = False
     """Show tracebacks of errors."""
 
@@ -103,10 +105,10 @@ def report(command: Command, console: Console) -> int:
     shards = ShardSet.open(command.shards or progress.shards)
     if shards.fingerprint != progress.fingerprint:
         raise UserError(
-            f"{shards.folder} must be the set that {folder.path} is trained on; got other data. "
+            f"{shards.location} must be the set that {folder.path} is trained on; got other data. "
             "Give the right one with --shards."
         )
-    console.print(f"{progress.source}: image {progress.position:,}, of {shards.folder}", soft_wrap=True, markup=False)
+    console.print(f"{progress.source}: image {progress.position:,}, of {shards.location}", soft_wrap=True, markup=False)
     console.print("epoch        images          expected             found", markup=False)
     found = []
     for line in audit(progress, shards):
@@ -168,19 +170,32 @@ class _Checksums:
     """crc32 of the samples of a training split, by shard, from the indexes; the shards last asked for are held."""
 
     def __init__(self, shards: ShardSet) -> None:
-        self._folder, self._split = shards.folder, shards.split("train")
+        self._location, self._split = shards.location, shards.split("train")
         self._held: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def of(self, number: int) -> NDArray[np.int64]:
         """[samples] of one shard."""
         if number not in self._held:
-            shard = self._split[number]
-            index = load_index(self._folder / f"{shard.name}.index", self._folder / f"{shard.name}.tar", shard)
-            self._held[number] = index.records["image_crc32"].astype(np.int64)
+            self._held[number] = _index(self._location, self._split[number]).records["image_crc32"].astype(np.int64)
             while len(self._held) > _OPEN_INDEXES:
                 self._held.popitem(last=False)
         self._held.move_to_end(number)
         return self._held[number]
+
+
+def _index(location: Path | str, shard: Shard) -> Index:
+    """The index of one shard; of a set behind a URL it is all that is fetched."""
+    if not isinstance(location, str):
+        return load_index(location / f"{shard.name}.index", location / f"{shard.name}.tar", shard)
+    url = join(location, f"{shard.name}.index")
+    try:
+        index = Index.from_bytes(read_bytes(url), url)
+    except FileNotFoundError:
+        raise UserError(
+            f"{url} must exist for an audit; got no such file. Audit with --shards FOLDER, a copy of the set."
+        ) from None
+    check_index(index, shard, url, "Copy the set again")
+    return index
 
 
 def _sum_of_all(checksums: _Checksums, order: Order) -> int:

@@ -16,8 +16,13 @@ tags:
 """
 _FIGURES = {
     "psnr_db": ("PSNR of the reconstruction from the posterior mean", "{:.2f} dB"),
+    "ssim": ("structural similarity of the same", "{:.3f}"),
+    "mse": ("mean squared error of the same, intensities in [0, 1]", "{:.5f}"),
+    "sharpness": ("sharpness of the same, 1 is that of the images", "{:.2f}"),
     "rate_nats": ("rate: KL divergence from the prior", "{:.1f} nats an image"),
-    "mse": ("mean squared error, intensities in [0, 1]", "{:.5f}"),
+    "distortion_nats": ("distortion: negative log-density of the image", "{:.0f} nats an image"),
+    "bits_per_dimension": ("rate and distortion together", "{:.3f} bits a dimension"),
+    "active_units": ("latent dimensions in use", "{:,}"),
     "images": ("images scored", "{:,}"),
 }
 """Figures that have a caption; any other is shown by its name."""
@@ -95,11 +100,16 @@ def _data(data: dict[str, Any]) -> str:
     return _table(rows)
 
 
+def _model(architecture: dict[str, Any]) -> str:
+    blocks = f", {architecture['depth']} blocks a stage" if architecture.get("depth", 1) > 1 else ""
+    return f"`{architecture['kind']}`, widths {', '.join(map(str, architecture['widths']))}{blocks}"
+
+
 def _training(facts: dict[str, Any], training: dict[str, Any]) -> str:
     config = training["config"]
     optim, train = config["optim"], config["train"]
     rows = [
-        ("model", f"`{config['model']['kind']}`, widths {', '.join(map(str, config['model']['widths']))}"),
+        ("model", _model(facts["architecture"])),
         ("objective", f"`{facts['objective']}`, standard deviation of the decoder {facts['sigma']:.4f}"),
         (
             "length",

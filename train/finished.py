@@ -18,7 +18,15 @@ from train.state import audit_as_json
 if TYPE_CHECKING:
     from train.loop import Session
 
-_OF_THIS_MACHINE = ("data.shards", "data.cache", "data.threads", "run.dir", "train.threads", "train.trackers")
+_OF_THIS_MACHINE = (
+    "data.shards",
+    "data.cache",
+    "data.cache_bytes",
+    "data.threads",
+    "run.dir",
+    "train.threads",
+    "train.trackers",
+)
 """Values of the config that say nothing about the model, and may say something about its owner."""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import TransportError, UserError
 from train import models
+from train.architectures import Architecture
 from train.evaluate import Gaussian
 from train.grids import new_faces
 from train.pretrained import (
@@ -32,7 +33,7 @@ class FaceVAE(models.FaceVAE, ModelHubMixin, library_name="leanstream", tags=["v
     `save_pretrained(folder)` and `push_to_hub("user/name")` write it with its model card and its pictures.
     """
 
-    def __init__(self, architecture: models.Architecture) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         self.prior = Gaussian.standard(architecture.latent)
         """The aggregate posterior's mean and covariance: where new faces are drawn from."""

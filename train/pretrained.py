@@ -96,7 +96,7 @@ def load_pretrained(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussi
     for attempt in range(_ATTEMPTS):
         try:
             return _load(folder, device)
-        except CheckpointError:
+        except (CheckpointError, UserError):
             if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")

@@ -121,10 +121,12 @@ def start(name: str, config: Config) -> int:
         peaks = peaks_of_all(accelerator, memory.peak, gpu_bytes())
         if accelerator.is_main_process:
             folder.write_summary(summarise(session, peaks, finished=done))
-            if session.mirror is not None:
-                note_mirror(session, session.mirror.finish(session.state.position), session.say)
-            show_result(session, done)
         accelerator.wait_for_everyone()
+        # The others may go: a drive can take longer than they would wait.
+        if session.mirror is not None:
+            note_mirror(session, session.mirror.finish(session.state.position), session.say)
+        if accelerator.is_main_process:
+            show_result(session, done)
         return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
 
 

@@ -17,6 +17,7 @@ import train.hub
 from pipeline.errors import CheckpointError, TransportError, UserError
 from tests.train.tiny import CPU
 from train import FaceVAE, models
+from train.architectures import Architecture
 from train.pretrained import load_pretrained
 
 FILES = [
@@ -111,7 +112,7 @@ def test_weights_that_were_changed_are_saved_as_they_are_now(finished_run: Path,
 
 
 def test_a_model_that_came_from_no_run_saves_too(tmp_path: Path) -> None:
-    model = FaceVAE(models.Architecture("conv", 32, 4, (8, 8, 8, 8)))
+    model = FaceVAE(Architecture.of("conv", 32, 4, (8, 8, 8, 8), None))
     model.save_pretrained(tmp_path / "fresh")
     again = FaceVAE.from_pretrained(tmp_path / "fresh")
     assert_same_model(again, model)

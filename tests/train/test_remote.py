@@ -9,6 +9,7 @@ import pytest
 from explore.cli import main as explore
 from pipeline.format import ShardSet
 from tests.faults import FaultyServer
+from train.audit import main as audit
 from train.config import load_config
 from train.run import main
 from train.runfolder import RunFolder
@@ -41,6 +42,7 @@ def test_a_run_on_a_url_ends_with_the_weights_of_a_run_on_the_folder(
     assert f"shards are read through {tmp_path}/cache, up to 2.0 MiB of copies" in capsys.readouterr().out
     assert weights(Path(near)) == weights(Path(far)) == weights(Path(through))
 
+    assert audit([far]) == 0
     assert load_config(Path(far) / "config.toml").data.shards == server.url
     assert explore(["reconstruct", "--run", far, "--count", "3"]) == 0
     assert explore(["reconstruct", "--model", f"{near}/final", "--shards", server.url, "--count", "3"]) == 0
