@@ -46,13 +46,19 @@ class Mirror:
     """
 
     def __init__(self, root: str, folder: RunFolder, every_minutes: float) -> None:
-        """Raises `UserError` where `root` is no folder: a drive that is not mounted must not become a local folder."""
+        """Raises `UserError` where `root` is no folder (a drive that is not mounted must not become a local one), or
+        where the copy would be the run itself."""
         if not Path(root).is_dir():
             raise UserError(
                 f"checkpoint.mirror must be a folder that exists; got '{root}'. "
                 "Mount the drive, make the folder, or leave the mirror out."
             )
         self.path = Path(root) / folder.path.resolve().name
+        if self.path.resolve() == folder.path.resolve():
+            raise UserError(
+                f"checkpoint.mirror must be another place than the run's own; got '{root}', where {folder.path} lies. "
+                "Name a folder on another drive."
+            )
         self._folder, self._checkpoints = folder, self.path / "checkpoints"
         self._every_s = 60 * every_minutes
         self._writer = secrets.token_hex(8)

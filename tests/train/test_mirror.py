@@ -220,6 +220,11 @@ def test_a_drive_that_is_not_mounted_is_refused(tmp_path: Path, folder: RunFolde
     assert not (tmp_path / "missing").exists()
 
 
+def test_a_run_is_not_its_own_mirror(folder: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"must be another place than the run's own"):
+        Mirror(str(folder.path.parent), folder, 10)
+
+
 def test_who_takes_the_mirror_over_is_warned_and_the_other_one_stops_writing(
     drive: Path, folder: RunFolder, tmp_path: Path
 ) -> None:
