@@ -207,8 +207,10 @@ def train(session: Session) -> int:
                 _save(session, writer)
                 saved_at = time.monotonic()
             if new_epoch and not finished and session.is_main:
+                looked_from = time.monotonic()
                 status.validation = _look(session, display, epoch)
-                session.meters.since = time.monotonic()
+                # The updates before it still count, and so does the time that they took.
+                session.meters.since += time.monotonic() - looked_from
         writer.wait()
         if session.is_main and requests & STOP and state.position < session.total_images:
             by = session.stop.signal or "a signal to another process"
