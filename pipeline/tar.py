@@ -333,11 +333,13 @@ def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
     data = read(start, offset - start)
     header = len(data) - BLOCK
     for at in range(header - 2 * BLOCK, -1, -BLOCK):
+        if data[at + 156 : at + 157] not in _LONG_NAME or data[at + 257 : at + 262] != b"ustar":
+            continue  # Before parsing: this is asked for every key of every batch.
         try:
             entry = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "surrogateescape")
         except tarfile.TarError:
             continue
-        if entry.type in _LONG_NAME and at + BLOCK + -(-entry.size // BLOCK) * BLOCK == header:
+        if at + BLOCK + -(-entry.size // BLOCK) * BLOCK == header:
             with tarfile.open(fileobj=io.BytesIO(data[at:]), mode="r:", encoding="utf-8") as tar:
                 member = tar.next()
                 if member is not None:

@@ -17,10 +17,10 @@ from pipeline.format import ShardSet
 from tests.helpers import make_shard_set
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = 90
+SAMPLES = 60
 SEQUENCES = 100
-POSITIONS = 240
-"""Of each run: two epochs and two thirds."""
+POSITIONS = 150
+"""Of each run: two epochs and a half."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ with StreamingLoader(folder, batch_size=batch_size, threads=threads, seed=4, win
 
 
 def test_a_process_that_is_killed_goes_on_where_it_stood(shards: ShardSet, tmp_path: Path) -> None:
-    total = 20 * SAMPLES
+    total = 30 * SAMPLES
     for threads, batch_size, updates in ((1, 6, 13), (4, 10, 29), (2, 4, None)):
         command = [sys.executable, "-c", TRAINER, shards.folder, tmp_path, threads, batch_size, total]
         with subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True) as trainer:
