@@ -56,7 +56,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | bytearray) -> None:
     """Replace `path` by `data` in one step that survives a crash."""
     with atomic_writer(path) as file:
         file.write(data)

@@ -86,11 +86,11 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def store(self, name: str, data: bytes) -> None:
+    def store(self, name: str, data: bytes | bytearray) -> None:
         """Write a file and read it back."""
 
         def attempt() -> None:
-            self._files.pipe_file(self._path(name), data)
+            self._files.pipe_file(self._path(name), bytes(data))
             if bytes(self._files.cat_file(self._path(name))) != data:
                 raise OSError("other bytes came back than were sent")
 

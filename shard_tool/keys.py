@@ -36,7 +36,8 @@ class Keys:
 
     def hashes(self) -> NDArray[np.uint64]:
         """[inputs] `name_hash` of every key."""
-        return np.fromiter((name_hash(self[item].encode()) for item in range(len(self._listing))), np.uint64)
+        count = len(self._listing)
+        return np.fromiter((name_hash(self[item].encode()) for item in range(count)), np.uint64, count)
 
     def _clashes(self) -> set[int]:
         """Items that share their key with another and have no hash yet."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError, describe_os_error
 from pipeline.format import SPLITS
+from pipeline.machine import release_memory
 from shard_tool.keys import name_hash
 from shard_tool.sources.listing import Listing, printable
 from shard_tool.sources.protocol import Known, SideFile, Source
@@ -73,7 +74,9 @@ def find_labels(source: Source, wanted: str | None) -> tuple[Table | None, Table
     where a table is malformed, missing, or about other photos.
     """
     if wanted is None:
-        return find_attributes(source), find_partition(source)
+        attributes = find_attributes(source)
+        release_memory()  # A large table leaves more behind than it is.
+        return attributes, find_partition(source)
     labels, partition = class_folders(source.listing) if wanted == FOLDERS else read_labels(source, Path(wanted))
     return labels, partition or find_partition(source)
 

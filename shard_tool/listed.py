@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ShardError, UserError
 from pipeline.format import ShardSet
+from pipeline.machine import release_memory
 from shard_tool.keys import name_hash
 from shard_tool.place import Place
 from shard_tool.plan import Plan
@@ -33,14 +34,17 @@ def listing_file(part: int) -> str:
 def save_listing(place: Place, part: int, plan: Plan) -> str:
     """Record the photos of `plan`, those that were left out too; returns the sha256 of the file."""
     items = np.sort(np.concatenate(plan.groups))
-    photos = np.zeros(len(items), PHOTO)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(np.empty(len(items), PHOTO)))
+    # Filled in where it will be written from: three copies of it were the largest moment of a build.
+    release_memory()
+    data = bytearray(header.getvalue()) + bytearray(len(items) * PHOTO.itemsize)
+    photos = np.frombuffer(data, PHOTO, offset=len(header.getvalue()))
     photos["path"] = _path_hashes(plan.listing)[items]
     photos["key"] = plan.keys.hashes()[items]
     photos["bytes"] = plan.listing.sizes[items]
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, photos, version=(1, 0), allow_pickle=False)
-    place.store(listing_file(part), buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    place.store(listing_file(part), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Place(Protocol):
     def load(self, name: str) -> bytes | None:
         """The content of a file; None where there is none."""
 
-    def store(self, name: str, data: bytes) -> None:
+    def store(self, name: str, data: bytes | bytearray) -> None:
         """Write a file; it is durable, and either whole or not there."""
 
     def hand_in(self, shard: Shard) -> None:
@@ -134,7 +134,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def store(self, name: str, data: bytes) -> None:
+    def store(self, name: str, data: bytes | bytearray) -> None:
         """Write a file atomically."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path / name, data)
