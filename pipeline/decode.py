@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import describe_os_error
-from pipeline.reads import Reader, make_reader
+from pipeline.reads import Places, Reader, make_reader
 from pipeline.shards import ShardFile
 
 _parsing = threading.Lock()
@@ -99,7 +99,8 @@ class Decoder:
         target: NDArray[np.uint8],
         starts: NDArray[np.int64],
     ) -> None:
-        counts = self._reader.read(np.array([file.descriptor for file in files]), offsets, sizes, target, starts)
+        descriptors = np.array([file.descriptor for file in files])
+        counts = self._reader.read(Places(descriptors, offsets, sizes, starts), target)
         if (counts != sizes).any():
             slot = int(np.argmax(counts != sizes))
             if counts[slot] < 0:

@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import weakref
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,20 +44,29 @@ _EVENT: Final = np.dtype([("data", "<u8"), ("request", "<u8"), ("result", "<i8")
 """`struct io_event`."""
 
 
+class Places(NamedTuple):
+    """What is read from where to where; all arrays are [n]."""
+
+    descriptors: NDArray[np.int64]
+    """Of open files."""
+    offsets: NDArray[np.int64]
+    """In the files."""
+    sizes: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """In the target."""
+
+    def part(self, which: slice) -> "Places":
+        """Some of them."""
+        return Places(*(values[which] for values in self))
+
+
 class Reader(Protocol):
     """Fills parts of a buffer from open files. Belongs to one thread."""
 
-    def read(
-        self,
-        descriptors: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        target: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        """Read `sizes` bytes at `offsets` of `descriptors` to the places `starts` of `target`; all arrays are [n].
+    def read(self, places: Places, target: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Fill the `places` of `target`, which is one-dimensional and contiguous.
 
-        `target` is one-dimensional and contiguous. Returns the bytes read, [n]: fewer than asked for at a file's end,
+        Returns the bytes read, [n]: fewer than asked for at a file's end,
         and minus the error number where a read failed.
         """
 
@@ -73,22 +82,13 @@ def make_reader() -> Reader:
 class PlainReader:
     """One `preadv` after the other, on any system."""
 
-    def read(
-        self,
-        descriptors: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        target: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def read(self, places: Places, target: NDArray[np.uint8]) -> NDArray[np.int64]:
         """As `Reader.read`."""
         view = target.data
         counts = []
-        for descriptor, offset, start, end in zip(
-            descriptors.tolist(), offsets.tolist(), starts.tolist(), (starts + sizes).tolist(), strict=True
-        ):
+        for descriptor, offset, size, start in zip(*(values.tolist() for values in places), strict=True):
             try:
-                counts.append(os.preadv(descriptor, (view[start:end],), offset))
+                counts.append(os.preadv(descriptor, (view[start : start + size],), offset))
             except OSError as error:
                 counts.append(-(error.errno or errno.EIO))
         return np.array(counts, np.int64)
@@ -111,40 +111,25 @@ class LinuxReader:
         self._events = np.zeros(_MOST, _EVENT)
         self._plain = PlainReader()
 
-    def read(
-        self,
-        descriptors: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        target: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def read(self, places: Places, target: NDArray[np.uint8]) -> NDArray[np.int64]:
         """As `Reader.read`."""
-        counts = np.empty(len(descriptors), np.int64)
-        addresses = target.ctypes.data + starts
+        counts = np.empty(len(places.sizes), np.int64)
         done = 0
         while done < len(counts):
             part = slice(done, done + _MOST)
-            taken = self._read(descriptors[part], offsets[part], sizes[part], addresses[part], counts[part])
+            taken = self._read(places.part(part), target, counts[part])
             done += taken
             if not taken:  # The next one cannot be read this way, as on a file system without it.
                 rest = slice(done, None)
-                counts[rest] = self._plain.read(descriptors[rest], offsets[rest], sizes[rest], target, starts[rest])
+                counts[rest] = self._plain.read(places.part(rest), target)
                 break
         return counts
 
-    def _read(
-        self,
-        descriptors: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        addresses: NDArray[np.int64],
-        counts: NDArray[np.int64],
-    ) -> int:
+    def _read(self, places: Places, target: NDArray[np.uint8], counts: NDArray[np.int64]) -> int:
         """Submit up to `_MOST` reads and wait for those that were taken, the first ones; returns their number."""
         requests = self._requests[: len(counts)]
-        requests["descriptor"], requests["offset"] = descriptors, offsets
-        requests["address"], requests["size"] = addresses, sizes
+        requests["descriptor"], requests["offset"] = places.descriptors, places.offsets
+        requests["address"], requests["size"] = target.ctypes.data + places.starts, places.sizes
         try:
             taken = _call(self._submit, self._context, ctypes.c_long(len(counts)), self._first)
         except OSError:

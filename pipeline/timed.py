@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode import Decoder
 from pipeline.loader import StreamingLoader, _Plan, _Started
-from pipeline.reads import Reader, make_reader
+from pipeline.reads import Places, Reader, make_reader
 from pipeline.shards import ShardFile
 
 
@@ -45,17 +45,10 @@ class _TimedReader:
     def __init__(self, reader: Reader, clock: Clock) -> None:
         self._reader, self._clock = reader, clock
 
-    def read(
-        self,
-        descriptors: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        target: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+    def read(self, places: Places, target: NDArray[np.uint8]) -> NDArray[np.int64]:
         """As `Reader.read`."""
         with self._clock.measure("read"):
-            return self._reader.read(descriptors, offsets, sizes, target, starts)
+            return self._reader.read(places, target)
 
 
 class TimedLoader(StreamingLoader):

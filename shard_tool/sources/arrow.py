@@ -29,7 +29,7 @@ from shard_tool.sources.protocol import (
     one_by_one,
     split_in_name,
 )
-from shard_tool.sources.ranges import LocalRanges
+from shard_tool.sources.ranges import LocalRanges, read_whole
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ class ArrowSource:
 
     def read(self, item: int) -> bytes:
         """One image."""
-        size = int(self.listing.sizes[item])
-        data = self.file.read(int(self.offsets[item]), size)
-        if len(data) < size:
-            raise OSError(f"{self.file.where} has become shorter")
-        return data
+        return read_whole(self.file, int(self.offsets[item]), int(self.listing.sizes[item]))
 
     def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
         """Row after row."""

@@ -100,6 +100,14 @@ class RemoteRanges:
         return data
 
 
+def read_whole(file: Ranges, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`; `OSError` where the file ends before."""
+    data = file.read(offset, size)
+    if len(data) < size:
+        raise OSError(f"{file.where} has become shorter")
+    return data
+
+
 def open_ranges(where: str) -> Ranges:
     """The file at a path or URL."""
     return RemoteRanges(where) if is_url(where) else LocalRanges(where)

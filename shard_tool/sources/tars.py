@@ -32,7 +32,7 @@ from shard_tool.sources.protocol import (
     is_table,
     one_by_one,
 )
-from shard_tool.sources.ranges import LocalRanges, RangesFile
+from shard_tool.sources.ranges import LocalRanges, RangesFile, read_whole
 from shard_tool.sources.scratch import Scratch
 
 DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
@@ -141,11 +141,7 @@ class TarSource:
 
     def read(self, item: int) -> bytes:
         """The content of one member."""
-        size = int(self.listing.sizes[item])
-        data = self.file.read(int(self.offsets[item]), size)
-        if len(data) < size:
-            raise OSError(f"{self.file.where} has become shorter")
-        return data
+        return read_whole(self.file, int(self.offsets[item]), int(self.listing.sizes[item]))
 
     def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
         """Member after member."""
