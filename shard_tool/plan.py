@@ -204,8 +204,8 @@ def make_plan(
         assert shard_samples is not None, "groups of shards that are limited by bytes need a size of their own"
         group_samples = shard_samples * GROUP_SHARDS
     chosen = _limited(np.ones(count, np.bool_) if among is None else among, limit, seed)
-    release_memory()  # What reading tables and hashing keys has left.
     groups = make_groups(source.chunks(), chosen, group_samples, None if source.access is Access.ONE_PASS else seed)
+    release_memory()  # What reading tables, hashing keys and permuting has left.
     return Plan(
         listing=source.listing,
         keys=keys,
