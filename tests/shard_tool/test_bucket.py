@@ -82,7 +82,7 @@ def test_a_build_that_is_killed_again_and_again(
             while not list(staging.glob("*/lock")) and process.poll() is None:
                 time.sleep(0.005)
             try:
-                process.wait(moments.uniform(0.1, 1.2))  # A random moment, not a wait for anything.
+                process.wait(moments.uniform(0, 0.2 + 0.2 * kills))  # A random moment, not a wait for anything.
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
