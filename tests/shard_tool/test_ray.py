@@ -47,6 +47,10 @@ def build_group(job, group):
         file.write(f"{group.number} {'second' if here == doomed else 'first'}\\n")
     if here == doomed and open(notes).read().count("second") == 2:
         threading.Event().wait(120)
+    for _ in range(6000):  # The first node leaves some work to the second, however slowly that one starts.
+        if here == doomed or open(notes).read().count("second") >= 2:
+            break
+        threading.Event().wait(0.01)
     return begin(job, group)
 
 def recorded(self, group):
