@@ -35,8 +35,10 @@ from pipeline.order import Order
 from pipeline.remote import DEFAULT_PATIENCE, Patience
 from pipeline.shards import ShardFile
 
-_CHUNK, _RAW_CHUNK = 32, 256
-"""Images a decode task: enough to forget the cost of a task, few enough to keep all threads busy."""
+_LEAST_CHUNK, _MOST_CHUNK = 32, 256
+"""Images a decode task: every hand-over between threads costs as much as decoding one or two."""
+_TASKS_A_THREAD = 4
+"""Tasks that are ready for each thread, at least: few, but enough to keep all of them busy."""
 _PLAN = 8192
 """Positions located at once; at most an epoch."""
 RAM_BYTES = 32 << 20
@@ -163,7 +165,8 @@ class StreamingLoader:
             check_cache_limit(disk_cache, split_shards, self.order, lanes=lanes, ahead=ahead)
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
-        self._chunk = _RAW_CHUNK if self.shards.encoding == "raw" else _CHUNK
+        ahead = shape[0] * (self.prefetch + 1)
+        self._chunk = min(max(ahead // (_TASKS_A_THREAD * self._threads), _LEAST_CHUNK), _MOST_CHUNK)
         self._decoders = threading.local()
         self._executor = ThreadPoolExecutor(self._threads, "decode")
         self._closed = False

@@ -321,7 +321,7 @@ def test_buffers_beyond_need_are_freed_once_their_batches_are_dropped(raw, monke
 
 
 def test_memory_is_flat_over_many_batches(sets):
-    with StreamingLoader(sets["jpeg"], batch_size=8, threads=2, labels=True, flip=True) as loader:
+    with StreamingLoader(sets["jpeg"], batch_size=8, threads=1, labels=True, flip=True) as loader:
         for _ in range(50):
             next(loader)
         tracemalloc.start()
