@@ -82,10 +82,18 @@ class Decoder:
     ) -> None:
         """Read whole `.npy` members, compare them with their crc32, and copy their pixels to their slots of `out`."""
         members = self._members([files[slot] for slot in slots], [rows[slot] for slot in slots])
+        shape, size = out.shape[1:], out[0].nbytes
         for slot, data in zip(slots, members, strict=True):
-            file, row = files[slot], rows[slot]
-            out[slot] = self._pixels(file, row, data, out.shape[1:])
-            file.checked[row] = True
+            if not self._npy_header or data[:-size] != self._npy_header:
+                self._npy_header = _checked_npy_header(files[slot], rows[slot], data, shape)
+        flat = out.reshape(len(out), size)
+        if len(set(map(len, members))) == 1:  # As all are that were written together: one copy instead of many.
+            flat[slots] = self._scratch[: len(slots) * len(members[0])].reshape(len(slots), -1)[:, -size:]
+        else:
+            for slot, data in zip(slots, members, strict=True):
+                flat[slot] = np.frombuffer(data[-size:], np.uint8)
+        for slot in slots:
+            files[slot].checked[rows[slot]] = True
 
     def _fill_pixels(
         self, files: Sequence[ShardFile], rows: Sequence[int], out: NDArray[np.uint8], slots: NDArray[np.int64]
@@ -111,13 +119,6 @@ class Decoder:
                 error = OSError(int(-counts[slot]), os.strerror(int(-counts[slot])))
                 raise describe_os_error(error, f"reading {files[slot].path}")
             raise files[slot].cut_off(int(offsets[slot] + counts[slot]))
-
-    def _pixels(self, file: ShardFile, row: int, data: memoryview, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """The image of `shape` in an `.npy` file, `data`."""
-        start = len(data) - math.prod(shape)
-        if start <= 0 or data[:start] != self._npy_header:
-            self._npy_header = _checked_npy_header(file, row, data, shape)
-        return np.frombuffer(data, np.uint8, offset=len(self._npy_header)).reshape(shape)
 
 
 def _decode_jpegs(members: list[memoryview], out: NDArray[np.uint8]) -> bool:
