@@ -30,7 +30,7 @@ from pipeline.decode import Decoder
 from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.machine import local_processes, usable_cores
-from pipeline.open_shards import Lookahead, OpenShards, check_cache_limit
+from pipeline.open_shards import Lookahead, OpenShards, check_cache_limit, closed_error
 from pipeline.order import Order
 from pipeline.remote import DEFAULT_PATIENCE, Patience
 from pipeline.shards import ShardFile
@@ -45,7 +45,6 @@ RAM_BYTES = 32 << 20
 """Memory for the images of decoded batches, unless told otherwise."""
 _MOST_AHEAD = 8
 """Batches decoded ahead, at most, where the memory allows more."""
-_CLOSED = "the loader must be open; got a closed one. Make a new one from the position you are at."
 _BIT = {0: 0, 1: 1}
 """What an attribute may be."""
 
@@ -192,7 +191,7 @@ class StreamingLoader:
     def __next__(self) -> Batch:
         """The next batch; raises what a decode thread raised, and nothing can be read after that."""
         if self._closed:
-            raise UserError(_CLOSED)
+            raise closed_error()
         try:
             while len(self._ahead) <= self.prefetch:
                 self._ahead.append(self._start(self._next_plan()))
@@ -201,7 +200,7 @@ class StreamingLoader:
                 task.result()
         except BaseException as error:
             if self._closed:  # By another thread, while this one was waiting.
-                raise UserError(_CLOSED) from error
+                raise closed_error() from error
             self.close()
             raise
         self.position += self._batch_size
@@ -239,7 +238,7 @@ class StreamingLoader:
         Raises `ConfigError`, and stays where it is, where the state is of another order or set, or of no loader.
         """
         if self._closed:
-            raise UserError(_CLOSED)
+            raise closed_error()
         position = state.get("position")
         if type(position) is not int or position < 0 or self._identity().keys() - state.keys():
             raise ConfigError(f"state must be what state_dict() gave; got {dict(state)}. Load the loader's own state.")

@@ -88,7 +88,7 @@ class OpenShards:
         for number in numbers:
             if number not in found:
                 if not late:
-                    raise _closed()
+                    raise closed_error()
                 found[number] = self._load(number, None)
         return [found[number] for number in numbers]
 
@@ -116,7 +116,7 @@ class OpenShards:
                 queue.clear()
             threads = list(self._threads)
         for future in unfinished:
-            _fail(future, _closed())
+            _fail(future, closed_error())
         until = time.monotonic() + _JOIN_S
         for thread in threads:
             thread.join(max(0, until - time.monotonic()))
@@ -300,7 +300,8 @@ def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: in
         )
 
 
-def _closed() -> UserError:
+def closed_error() -> UserError:
+    """The error for a loader that is used after its end."""
     return UserError("the loader must be open; got a closed one. Make a new one from the position you are at.")
 
 
