@@ -111,7 +111,10 @@ def test_a_signal_while_the_loss_looks_wrong_saves_and_prunes_nothing(
     capsys.readouterr()
     states = [read_generation(path).state for path in generations(run.folder.checkpoints)]
     assert states[0]["health"]["bad_updates"]
-    assert [state["health"]["bad_updates"] for state in states[1:]] == [0, 0]
+    # At least both that were kept before; a slow machine has saved once more meanwhile.
+    good = [state["health"]["bad_updates"] for state in states[1:]]
+    assert len(good) >= 2
+    assert not any(good)
 
 
 def test_not_a_number_stops_and_names_the_update(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
