@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from explore.commands import Common
 from pipeline import ShardSet
 from pipeline.errors import CheckpointError, UserError
+from train.architectures import Architecture
 from train.checkpoint import generations, read_newest
 from train.config import load_config
 from train.evaluate import Gaussian, aggregate_posterior
 from train.models import FaceVAE
-from train.pretrained import CONFIG_FILE, build_model, load_pretrained
+from train.pretrained import CONFIG_FILE, load_pretrained
 from train.runfolder import RunFolder
 
 
@@ -27,43 +29,77 @@ class Trained:
     shards: ShardSet | None
     facts: dict[str, Any]
     folder: Path
-    """Where pictures go."""
+    """Where results go."""
+    home: Path
+    """The run's folder or the model's."""
     device: torch.device
 
+    def require_shards(self) -> ShardSet:
+        """The shard set; `UserError` where none is known."""
+        if self.shards is None:
+            raise UserError("the images must come from a shard set; got none. Add --shards FOLDER.")
+        return self.shards
 
-def load_trained(run: Path | None, model: Path | None, shards: str | None, prior_images: int = 4096) -> Trained:
-    """Load from exactly one of a run folder and a model folder.
+    def count(self, split: str) -> int:
+        """Images in a split; `UserError` where there are none."""
+        shards = self.require_shards()
+        found = shards.splits.get(split)
+        if found is None or not len(found):
+            known = ", ".join(name for name, split in shards.splits.items() if len(split))
+            raise UserError(f"the split must be one of {known}; got '{split}', which {shards.location} has not.")
+        return found.total
+
+    def require_attributes(self) -> tuple[str, ...]:
+        """Names of the set's attributes; `UserError` where it has none."""
+        shards = self.require_shards()
+        if not shards.attributes:
+            raise UserError(
+                f"the shard set must have attributes; got none in {shards.location}. "
+                "Make it with a table of them beside the photos, or with make-shards --labels TABLE."
+            )
+        return shards.attributes
+
+
+def load_trained(command: Common, prior_images: int = 4096) -> Trained:
+    """Load from exactly one of a run folder and a model.
 
     An unfinished run gives the averaged weights of its newest whole checkpoint, and its Gaussian is fitted now, on
     `prior_images` training images. Raises `UserError` where something is missing.
     """
-    if (run is None) == (model is None):
+    if (command.run is None) == (command.model is None):
         raise UserError("the model must be named once; got both or none of --run and --model. Give one of them.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if model is not None:
-        loaded, fitted, facts = load_pretrained(model, device)
-        opened = None if shards is None else ShardSet.open(shards)
-        size = loaded.architecture.image_size
-        if opened is not None and opened.image_size != size:
-            raise UserError(
-                f"{shards} must be of the model's size {size}; got {opened.image_size}. Give a set of that size."
-            )
-        return Trained(loaded, fitted, opened, facts, model / "explore", device)
-    assert run is not None, "one of the two is given"
-    folder = RunFolder(run)
+    if command.model is not None:
+        return _load_model(command, Path(command.model), device)
+    assert command.run is not None, "one of the two is given"
+    folder = RunFolder(command.run)
     if not folder.config_file.exists():
-        raise UserError(f"{run} must be a run folder; got no config.toml in it. Name a folder such as runs/demo.")
+        raise UserError(
+            f"{command.run} must be a run folder; got no config.toml in it. Name a folder such as runs/demo."
+        )
     data = load_config(folder.config_file).data
-    if shards is None and data.shards is None:
+    if command.shards is None and data.shards is None:
         raise UserError(f"{folder.config_file} must name data.shards; got none. Give the set with --shards.")
-    opened = data.open(shards)
+    opened = data.open(command.shards)
     if (folder.final / CONFIG_FILE).exists():
         loaded, fitted, facts = load_pretrained(folder.final, device)
         _check_same_data(folder, opened, facts)
     else:
         loaded, facts = _from_checkpoint(folder, opened, device)
         fitted = aggregate_posterior(loaded, opened, "train", prior_images, device)
-    return Trained(loaded, fitted, opened, facts, run / "explore", device)
+    results = command.out or command.run / "explore"
+    return Trained(loaded, fitted, opened, facts, results, command.run, device)
+
+
+def _load_model(command: Common, folder: Path, device: torch.device) -> Trained:
+    loaded, fitted, facts = load_pretrained(folder, device)
+    opened = None if command.shards is None else ShardSet.open(command.shards)
+    size = loaded.architecture.image_size
+    if opened is not None and opened.image_size != size:
+        raise UserError(
+            f"{command.shards} must be of the model's size {size}; got {opened.image_size}. Give a set of that size."
+        )
+    return Trained(loaded, fitted, opened, facts, command.out or folder / "explore", folder, device)
 
 
 def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) -> tuple[FaceVAE, dict[str, Any]]:
@@ -73,14 +109,8 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
     assert generation is not None, "there are generations, and read_newest raises where none is whole"
     _check_same_data(folder, shards, generation.state)
     config = generation.state["config"]["model"]
-    model = build_model(
-        {
-            "kind": config["kind"],
-            "image_size": shards.image_size,
-            "latent": config["latent"],
-            "widths": config["widths"],
-        }
-    )
+    shape = [config[name] for name in ("latent", "widths", "depth")]
+    model = FaceVAE(Architecture.of(config["kind"], shards.image_size, *shape))
     try:
         model.load_state_dict(generation.parts["ema"])
     except RuntimeError as error:

@@ -132,7 +132,7 @@ def test_more_images_than_the_split_has_are_all_of_them(run: Path) -> None:
         (["--run", "{run}", "--model", "{run}/final"], "got both or none of --run and --model"),
         (["--run", "{tmp}/nothing"], "must be a run folder; got no config.toml in it"),
         (["--model", "{tmp}/nothing"], "must hold a finished model; got no config.json"),
-        (["--model", "{run}/final"], "the originals must come from a shard set; got none. Add --shards FOLDER."),
+        (["--model", "{run}/final"], "the images must come from a shard set; got none. Add --shards FOLDER."),
         (["--run", "{run}", "--split", "test"], "got 'test'"),
         (["--run", "{run}", "--count", "0"], "must be at least 1"),
         (["--run", "{run}", "--shards", "{tmp}/nothing"], "must be a finished shard set"),

@@ -1,0 +1,123 @@
+"""Images through the encoder and latents through the decoder, a batch at a time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from explore.model import Trained
+from pipeline import StreamingLoader
+from pipeline.noise import normal
+from train.grids import to_uint8
+from train.models import FaceVAE
+
+BATCH_SIZE = 64
+Item = TypeVar("Item", bound="Encoded | Tensor")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of images and their posteriors, on the model's device."""
+
+    images: Tensor
+    """float32 [B, 3, H, W] in [0, 1]"""
+    mean: Tensor
+    """float32 [B, Z]"""
+    logvar: Tensor
+    """float32 [B, Z]"""
+    labels: Tensor | None
+    """int8 [B, A] of 0/1 attributes on the CPU, where the set has some and they were asked for."""
+    first: int
+    """Number of the first image in the split's order."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, seed: int) -> Tensor:
+        """A draw of each posterior, float32 [B, Z]; the same for the same image and seed, in any batch."""
+        numbers = torch.arange(self.first, self.first + len(self), device=self.mean.device)
+        noise = normal(numbers, self.mean.shape[1], seed=seed, stream="explore")
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+
+@torch.inference_mode()
+def encoded(
+    trained: Trained, split: str, limit: int | None = None, *, labels: bool = False, batch_size: int = BATCH_SIZE
+) -> Iterator[Encoded]:
+    """The first `limit` images (default: all, each once) of a split's order, with their posteriors.
+
+    Raises `UserError` where the model has no shard set, or the set no such split.
+    """
+    shards = trained.require_shards()
+    # Shard after shard: the least to fetch and to keep of a set that is far away.
+    with StreamingLoader(
+        shards, split=split, batch_size=batch_size, window=1, lanes=1, labels=labels and bool(shards.attributes)
+    ) as loader:
+        total = loader.samples if limit is None else min(limit, loader.samples)
+        first = 0
+        while first < total:
+            batch = next(loader)
+            count = min(len(batch), total - first)
+            images = batch.to(trained.device).images[:count].float() / 255
+            mean, logvar = trained.model.encode(images)
+            yield Encoded(images, mean, logvar, None if batch.labels is None else batch.labels[:count], first)
+            first += count
+
+
+@torch.inference_mode()
+def decoded(model: FaceVAE, latents: Tensor, device: torch.device, batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
+    """Images uint8 [b, 3, H, W] of `latents` [B, Z], a batch at a time, on the CPU."""
+    for part in torch.split(latents, batch_size):
+        yield to_uint8(model.decode(part.to(device))).cpu()
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Posteriors of many images in memory: 8 bytes a dimension and image."""
+
+    mean: NDArray[np.float32]
+    """[N, Z]"""
+    std: NDArray[np.float32]
+    """[N, Z]"""
+    draws: NDArray[np.float32]
+    """[N, Z]: a sample of each posterior."""
+    labels: NDArray[np.int8] | None
+    """[N, A] of 0/1 attributes, where the set has some."""
+
+
+def latents_of(trained: Trained, split: str, limit: int, seed: int, console: Console | None = None) -> Latents:
+    """Posteriors and a draw of each of the first `limit` images of a split."""
+    total = min(limit, trained.count(split))
+    size = trained.model.latent
+    mean, std, draws = (np.empty((total, size), np.float32) for _ in range(3))
+    attributes = trained.require_shards().attributes
+    labels = np.empty((total, len(attributes)), np.int8) if attributes else None
+    batches = encoded(trained, split, total, labels=labels is not None)
+    for batch in tracked(batches, total, f"encoding {split}", console):
+        part = slice(batch.first, batch.first + len(batch))
+        mean[part] = batch.mean.cpu().numpy()
+        std[part] = torch.exp(0.5 * batch.logvar).cpu().numpy()
+        draws[part] = batch.sample(seed).cpu().numpy()
+        if labels is not None:
+            assert batch.labels is not None, "they were asked for, and the set has some"
+            labels[part] = batch.labels.numpy()
+    return Latents(mean, std, draws, labels)
+
+
+def tracked(batches: Iterable[Item], total: int, text: str, console: Console | None) -> Iterator[Item]:
+    """The same batches, with a bar that counts their images where `console` is a terminal."""
+    if console is None or not console.is_terminal:
+        yield from batches
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch))

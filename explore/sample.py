@@ -1,0 +1,32 @@
+"""`explore sample`: new faces."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from explore.commands import Sample
+from explore.model import load_trained
+from explore.output import Output
+from train.evaluate import Gaussian
+from train.grids import new_faces, stack, tile
+
+
+def run(command: Sample, console: Console) -> list[Path]:
+    """Paint `sample-PRIOR.png`; its json says what it was drawn from."""
+    trained = load_trained(command)
+    output = Output(trained.folder, command)
+    gaussian = trained.fitted if command.prior == "fitted" else Gaussian.standard(trained.model.latent)
+    faces = new_faces(
+        trained.model,
+        gaussian,
+        trained.device,
+        count=command.count,
+        seed=command.seed,
+        temperature=command.temperature,
+    )
+    origin = "the aggregate posterior's mean and covariance" if command.prior == "fitted" else "the prior N(0, I)"
+    caption = f"new faces, from {origin}, temperature {command.temperature:g}"
+    name = f"sample-{command.prior}"
+    output.picture(name, stack([(caption, tile(faces, command.columns))]))
+    output.numbers(name, {"origin": origin})
+    return output.written
