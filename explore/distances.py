@@ -1,0 +1,178 @@
+"""Sliced Wasserstein distance between two sets of pictures, over patches of their Laplacian pyramids.
+
+Karras et al. 2018 (Progressive growing of GANs, arXiv 1710.10196, section 5): what a set looks like at each scale,
+from fine texture to large shapes, compared without any network.
+
+    images --> Laplacian pyramid --> 128 patches of 7x7 an image and level --> normalised per channel (pass 1)
+           --> 512 random directions (pass 2) --> a histogram for each direction --> area between two of them
+
+The one-dimensional Wasserstein distance is the area between two distribution functions, and those come from
+histograms: so memory does not grow with the number of images, and two sets need not be of one size.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.counter import make_key, philox
+from pipeline.errors import UserError
+from pipeline.noise import normal
+
+Images = Tensor | Iterable[Tensor]
+"""Pictures [N, 3, H, W], uint8 or float in [0, 1], at once or in batches.
+
+They are read twice, so batches come from a list or from an object whose `__iter__` begins again.
+"""
+PATCH = 7
+PATCHES = 128
+"""Patches an image and level."""
+DIRECTIONS = 512
+"""Four times 128 in the paper's own code."""
+SMALLEST = 16
+"""Side of the pyramid's last level."""
+_RANGE, _BINS = 16.0, 2048
+"""Projections of normalised patches lie within +-16; a bin is 1/64 of a standard deviation of a channel."""
+_CHUNK = 16
+"""Images projected at once: the temporary arrays stay near 20 MiB."""
+_SCALE = 1e3
+
+
+@dataclass(frozen=True)
+class SlicedWasserstein:
+    """Distance times 1,000, as the paper prints it: 0 is equal, smaller is more alike."""
+
+    mean: float
+    """Over the levels."""
+    levels: dict[int, float]
+    """By the level's side in pixels; the smallest is the blurred picture itself, the others are what a blur removes."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What is kept of a set of pictures, whatever their number."""
+
+    images: int
+    sides: tuple[int, ...]
+    seed: int
+    counts: Tensor
+    """int32 [levels, directions, bins]"""
+
+
+def sliced_wasserstein(images: Images, others: Images, *, seed: int = 0) -> SlicedWasserstein:
+    """The distance between two sets of pictures of one size; `seed` draws places and directions.
+
+    Raises `UserError` for pictures of fewer than 16 px or of two sizes, and for an empty set.
+    """
+    return distance(project(images, seed=seed), project(others, seed=seed))
+
+
+def distance(one: Projections, other: Projections) -> SlicedWasserstein:
+    """The distance between two sets of pictures that were projected with one seed."""
+    assert one.seed == other.seed, "the two were projected onto the same directions"
+    if one.sides != other.sides:
+        raise UserError(
+            f"two sets of pictures must be of one size; got {one.sides[0]} and {other.sides[0]} px. Resize one of them."
+        )
+    levels = {}
+    for side, counts, other_counts in zip(one.sides, one.counts, other.counts, strict=True):
+        shares = (values.double().cumsum(1) / (values[0].sum()) for values in (counts, other_counts))
+        below, other_below = shares
+        area = (below - other_below).abs().sum(1) * (2 * _RANGE / _BINS)
+        levels[side] = _SCALE * float(area.mean())
+    return SlicedWasserstein(sum(levels.values()) / len(levels), levels)
+
+
+@torch.inference_mode()
+def project(images: Images, *, seed: int = 0) -> Projections:
+    """Histograms of a set's patches along random directions, in two passes over the pictures.
+
+    The first finds the mean and standard deviation of each level's channels, over the patches. Picture `number` has
+    its patches at the same places in every set. Raises `UserError` as `sliced_wasserstein` does.
+    """
+    assert not isinstance(images, Iterator), "images are read twice"
+    sides: tuple[int, ...] = ()
+    moments = torch.zeros(0)
+    total = 0
+    for first, chunk in _chunks(images):
+        levels = [_patches(level, first, seed) for level in laplacian_pyramid(chunk)]
+        if not sides:
+            sides = tuple(level.shape[2] for level in laplacian_pyramid(chunk))
+            moments = torch.zeros(len(sides), 3, 2, dtype=torch.float64)
+        for moment, patches in zip(moments, levels, strict=True):
+            values = patches.transpose(0, 1).flatten(1).double()
+            moment += torch.stack([values.sum(1), values.square().sum(1)], dim=1)
+        total += len(chunk)
+    if not total:
+        raise UserError("a set of pictures must have some; got none. Give at least one.")
+    mean, square = (moments / (total * PATCHES * PATCH**2)).unbind(2)
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    std[std < 1e-6] = 1.0
+    vectors = [_directions(side, seed) for side in sides]
+    counts = torch.zeros(len(sides), DIRECTIONS * _BINS, dtype=torch.int32)
+    offsets = torch.arange(DIRECTIONS) * _BINS
+    for first, chunk in _chunks(images):
+        for index, level in enumerate(laplacian_pyramid(chunk)):
+            shift, scale = (values[index].float()[None, :, None] for values in (mean, std))
+            patches = (_patches(level, first, seed) - shift) / scale
+            bins = ((patches.flatten(1) @ vectors[index] + _RANGE) * (_BINS / (2 * _RANGE))).long()
+            bins = bins.clamp_(0, _BINS - 1).add_(offsets)
+            counts[index] += torch.bincount(bins.flatten(), minlength=counts.shape[1])
+    return Projections(total, sides, seed, counts.view(len(sides), DIRECTIONS, _BINS))
+
+
+def laplacian_pyramid(images: Tensor) -> list[Tensor]:
+    """Float images [B, 3, H, W] by scale: what each halving blurs away, and last what is left, no side below 16."""
+    levels = []
+    while min(images.shape[2:]) // 2 >= SMALLEST:
+        smaller = _blurred(images)[:, :, ::2, ::2]
+        larger = torch.zeros_like(images)
+        larger[:, :, ::2, ::2] = smaller
+        levels.append(images - 4 * _blurred(larger))
+        images = smaller
+    return [*levels, images]
+
+
+def _blurred(images: Tensor) -> Tensor:
+    channels = images.shape[1]
+    profile = images.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    images = functional.pad(images, (2, 2, 2, 2), mode="reflect")
+    for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
+        images = functional.conv2d(images, profile.view(shape).repeat(channels, 1, 1, 1), groups=channels)
+    return images
+
+
+def _patches(level: Tensor, first: int, seed: int) -> Tensor:
+    """[B * PATCHES, 3, 49] of a level [B, 3, H, W]; the places are a function of (seed, side, picture, patch)."""
+    count, _, height, width = level.shape
+    numbers = torch.arange(first, first + count)[:, None]
+    patch = torch.arange(PATCHES)[None, :]
+    zero = torch.zeros_like(numbers)
+    down, across, _, _ = philox((numbers, patch, zero, zero), make_key("patches", height, seed))
+    corner = (down % (height - PATCH + 1)) * width + across % (width - PATCH + 1)
+    inside = (torch.arange(PATCH)[:, None] * width + torch.arange(PATCH)).flatten()
+    places = (corner[:, :, None] + inside).flatten(1)
+    found = level.flatten(2).gather(2, places[:, None, :].expand(-1, level.shape[1], -1))
+    return found.view(count, -1, PATCHES, PATCH**2).transpose(1, 2).flatten(0, 1)
+
+
+def _directions(side: int, seed: int) -> Tensor:
+    """Unit vectors, float32 [147, DIRECTIONS]."""
+    vectors = normal(torch.arange(DIRECTIONS), 3 * PATCH**2, seed=seed, stream=f"directions {side}")
+    return functional.normalize(vectors, dim=1).T.contiguous()
+
+
+def _chunks(images: Images) -> Iterator[tuple[int, Tensor]]:
+    """A few pictures at a time, float in [0, 1] on the CPU, with the number of the first."""
+    first = 0
+    for batch in [images] if isinstance(images, Tensor) else images:
+        if batch.ndim != 4 or batch.shape[1] != 3 or min(batch.shape[2:]) < SMALLEST:
+            raise UserError(
+                f"pictures must be [N, 3, H, W] of {SMALLEST} px or more; got {list(batch.shape)}. Use larger ones."
+            )
+        for chunk in torch.split(batch, _CHUNK):
+            scale = 1.0 if chunk.is_floating_point() else 1 / 255
+            yield first, chunk.cpu().float() * scale
+            first += len(chunk)
