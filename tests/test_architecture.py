@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "pipeline": set(),
     "shard_tool": {"pipeline"},
     "train": {"pipeline"},
-    "explore": {"train", "pipeline"},
+    "explore": {"train", "pipeline", "shard_tool"},
 }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline import ShardSet
 from pipeline.files import atomic_writer
 from train.card import model_card
 from train.curves import draw_curves
@@ -29,6 +30,9 @@ _OF_THIS_MACHINE = (
 )
 """Values of the config that say nothing about the model, and may say something about its owner."""
 
+_OF_A_PHOTO = ("crop", "background", "exact")
+"""Settings of a shard set by which a person's own photo becomes an image for the model; its size is the model's."""
+
 
 def draw_curves_of(folder: RunFolder) -> None:
     """Draw `curves.png` of a run anew, as far as it is."""
@@ -36,6 +40,12 @@ def draw_curves_of(folder: RunFolder) -> None:
     if picture is not None:
         with atomic_writer(folder.curves_file) as file:
             picture.save(file, "PNG")
+
+
+def photo_settings(shards: ShardSet) -> dict[str, Any]:
+    """How the set's photos were made into images, as its maker recorded it; empty for a foreign set."""
+    settings = shards.parts[0].get("settings", {}) if shards.parts else {}
+    return {name: settings[name] for name in _OF_A_PHOTO if name in settings}
 
 
 def describe_training(session: "Session") -> dict[str, Any]:

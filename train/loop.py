@@ -20,7 +20,7 @@ from train.checkpoint import BackgroundWriter, generations, weights_sha256
 from train.config import Config
 from train.display import Display, Status, duration
 from train.evaluate import Gaussian, Score, aggregate_posterior, score
-from train.finished import describe_training, draw_curves_of, extra_files
+from train.finished import describe_training, draw_curves_of, extra_files, photo_settings
 from train.grids import training_grid
 from train.mirror import Mirror
 from train.objectives import Likelihood
@@ -234,6 +234,7 @@ def finish(session: Session) -> None:
         "objective": session.config.loss.objective,
         "scores": session.scores,
         "shardset": session.facts["shardset"],
+        "photos": photo_settings(session.shards),
     }
     training = describe_training(session)
     save_pretrained(folder.final, model, prior, facts, extra_files(session, model, facts, training))
