@@ -1,0 +1,235 @@
+"""A direction in latent space for every attribute of the set: what to add to a latent to add the attribute.
+
+    train split ──> encode ──> Moments ──> directions ─┐
+    val split ────> encode ──> projections ──> ROC AUC ─┴──> explore/directions.safetensors
+
+Latents here are posterior means. Two versions, of which one unit is always a whole attribute, from a face without it
+to a face with it:
+
+plain     mean of the faces with the attribute minus mean of those without, so that `Wearing_Lipstick` is also young
+          and female, as the faces are that have it
+adjusted  coefficients of the least-squares regression of the latents on all attributes at once: the change of the
+          mean latent with one attribute, the others held fixed
+"""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from explore.encode import encoded, tracked
+from explore.model import Trained
+from explore.moments import Moments
+from pipeline.errors import UserError
+from pipeline.files import write_atomic
+from train.checkpoint import weights_sha256
+
+DIRECTIONS_FILE = "directions.safetensors"
+IMAGES = 20_000
+"""Images of the training split that directions are made from, and of another that they are tried on, at most."""
+METHOD = 1
+"""Number of the arithmetic below: what another one computed is computed again."""
+_RIDGE = 0.01
+"""Added to the correlations of the attributes: some are known from others (hair has one colour)."""
+_LATENT_RIDGE = 0.01
+"""The same for the latents, as a share of their mean variance: some dimensions hardly vary."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A direction for every attribute that some training images have and others have not."""
+
+    names: tuple[str, ...]
+    """[A]"""
+    vectors: Tensor
+    """float32 [A, Z], adjusted: one unit adds the attribute, the others held fixed."""
+    plain: Tensor
+    """float32 [A, Z], differences of means: one unit is the distance between faces without and with it."""
+    auc: tuple[float, ...]
+    """[A] Area under the ROC curve on held-out faces, of the linear discriminant: how well latents tell the attribute.
+    nan where all held-out faces are the same."""
+    auc_adjusted: tuple[float, ...]
+    """[A] The same of the projection on `vectors`."""
+    auc_plain: tuple[float, ...]
+    """[A] The same of the projection on `plain`."""
+    shares: Mapping[str, float]
+    """Share of the training images that have the attribute, by name, those of no direction too."""
+    images: int
+    """Training images that the directions were made from."""
+    held_out: int
+    """Images that they were tried on."""
+    held_out_from: str
+    """Where those come from: `val`, `test`, or `train` (its last tenth, then not used for the directions)."""
+
+    def moved(self, latents: Tensor, amounts: Mapping[str, float]) -> Tensor:
+        """`latents` [B, Z], changed by so many units of each attribute; `UserError` for a name that is none."""
+        step = torch.zeros_like(self.vectors[0])
+        for name, amount in amounts.items():
+            step += amount * self.vectors[self.number(name)]
+        return latents + step.to(latents.device)
+
+    def number(self, name: str) -> int:
+        """Place of an attribute in `names`; `UserError` with the nearest names where it has none."""
+        if name in self.names:
+            return self.names.index(name)
+        if name in self.shares:
+            having = round(self.shares[name] * self.images)
+            raise UserError(
+                f"attribute {name} must be 1 for some training images and 0 for others; got {having} of "
+                f"{self.images:,} with it. Choose another attribute, or a larger set."
+            )
+        by_lower = {known.lower(): known for known in self.names}
+        near = difflib.get_close_matches(name.lower().replace(" ", "_").replace("-", "_"), by_lower, n=3, cutoff=0.5)
+        nearest = ", ".join(by_lower[found] for found in near) or ", ".join(self.names)
+        raise UserError(f"the attribute must be one of the set's; got '{name}'. Did you mean: {nearest}?")
+
+
+def load_directions(trained: Trained, console: Console | None = None, images: int | None = None) -> Directions:
+    """The directions of a model, from its results folder, or computed now and stored there.
+
+    Stored ones count only for the same weights and shard set, and, where `images` says how many to make them from, only
+    if they were made from as many. A model without a set takes what is stored.
+
+    Raises `UserError` for a set without attributes, or where every attribute is the same for all images.
+    """
+    path = trained.folder / DIRECTIONS_FILE
+    identity = _identity(trained)
+    stored = _stored(path, identity)
+    if stored is not None and (images is None or trained.shards is None or stored.images == _used(trained, images)):
+        return stored
+    trained.require_attributes()
+    directions = compute_directions(trained, console, images or IMAGES)
+    _store(path, directions, identity)
+    return directions
+
+
+def compute_directions(trained: Trained, console: Console | None, images: int) -> Directions:
+    """Stream `images` of the training split, then as many held-out ones."""
+    names = trained.require_attributes()
+    used, held_out = _used(trained, images), held_out_split(trained)
+    moments = Moments(trained.model.latent, len(names))
+    for batch in tracked(encoded(trained, "train", used, labels=True), used, "encoding train", console):
+        assert batch.labels is not None, "the set has attributes"
+        moments.add(batch.mean, batch.labels)
+    shares = dict(zip(names, moments.shares.tolist(), strict=True))
+    kept = [number for number, name in enumerate(names) if 0 < shares[name] < 1]
+    if not kept:
+        raise UserError(
+            f"attributes must differ between images; got all {len(names)} the same in {used:,} training images of "
+            f"{trained.require_shards().location}. Choose a larger set, or more --images."
+        )
+    plain, adjusted, discriminant = solve(moments, kept)
+    versions = torch.cat([plain, adjusted, discriminant]).float()
+    aucs, count = _aucs(trained, held_out, used, images, versions, kept, console)
+    return Directions(
+        names=tuple(names[number] for number in kept),
+        vectors=adjusted.float(),
+        plain=plain.float(),
+        auc_plain=tuple(aucs[: len(kept)]),
+        auc_adjusted=tuple(aucs[len(kept) : 2 * len(kept)]),
+        auc=tuple(aucs[2 * len(kept) :]),
+        shares=shares,
+        images=used,
+        held_out=count,
+        held_out_from=held_out,
+    )
+
+
+def solve(moments: Moments, kept: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Plain directions, adjusted ones, and linear discriminants of the attributes `kept`, each float64 [A, Z]."""
+    latents, attributes, mixed = moments.covariances()
+    attributes, mixed = attributes[kept][:, kept], mixed[kept]
+    variances = attributes.diagonal()[:, None]
+    # Of a 0/1 attribute: E[z | 1] - E[z | 0] = cov(y, z) / var(y).
+    plain = mixed / variances
+    deviations = variances.sqrt()
+    correlations = attributes / deviations / deviations.T + _RIDGE * torch.eye(len(kept), dtype=torch.float64)
+    adjusted = torch.linalg.solve(correlations, mixed / deviations) / deviations
+    # Fisher 1936; the covariance of all faces in place of that within classes changes its length alone.
+    ridge = _LATENT_RIDGE * latents.diagonal().mean() * torch.eye(len(latents), dtype=torch.float64)
+    discriminant = torch.linalg.solve(latents + ridge, plain.T).T
+    return plain, adjusted, discriminant
+
+
+def held_out_split(trained: Trained) -> str:
+    """The split to try things on: `val`, else `test`, else `train`."""
+    splits = trained.require_shards().splits
+    return next((name for name in ("val", "test") if name in splits and len(splits[name])), "train")
+
+
+def _used(trained: Trained, images: int) -> int:
+    """Training images to make directions from."""
+    total = trained.count("train")
+    return min(images, total if held_out_split(trained) != "train" else max(1, total * 9 // 10))
+
+
+def _aucs(
+    trained: Trained, split: str, used: int, images: int, versions: Tensor, kept: list[int], console: Console | None
+) -> tuple[list[float], int]:
+    """ROC AUC of the projections on each row of `versions` [3 A, Z], and how many images told it."""
+    try:
+        from sklearn.metrics import roc_auc_score
+    except ImportError as error:
+        raise UserError(
+            "ROC curves must be computed by scikit-learn; got no such package. "
+            "Install it: pip install 'leanstream[explore]'"
+        ) from error
+    begin = used if split == "train" else 0
+    end = min(begin + images, trained.count(split))
+    scores, labels = [], []
+    for batch in tracked(encoded(trained, split, end, labels=True), end, f"encoding {split}", console):
+        assert batch.labels is not None, "the set has attributes"
+        first = max(0, begin - batch.first)
+        scores.append((batch.mean.cpu() @ versions.T)[first:])
+        labels.append(batch.labels[first:, kept])
+    projected, truth = torch.cat(scores).numpy(), torch.cat(labels).numpy()
+    found = []
+    for number in range(len(versions)):
+        mine = truth[:, number % len(kept)]
+        both = len(mine) > 0 and mine.min() < mine.max()
+        found.append(float(roc_auc_score(mine, projected[:, number])) if both else math.nan)
+    return found, len(truth)
+
+
+def _identity(trained: Trained) -> dict[str, Any]:
+    """What directions are a function of, the number of images apart."""
+    shards = trained.shards
+    attributes = hashlib.sha256("\n".join(shards.attributes).encode()).hexdigest() if shards else None
+    return {
+        "method": METHOD,
+        "weights_sha256": weights_sha256(trained.model.state_dict()),
+        "shardset": None if shards is None else shards.fingerprint,
+        "attributes_sha256": attributes,
+    }
+
+
+def _store(path: Path, directions: Directions, identity: dict[str, Any]) -> None:
+    """One file, so that tensors and what is said of them cannot part."""
+    values = {name: value for name, value in vars(directions).items() if not isinstance(value, Tensor)}
+    tensors = {"vectors": directions.vectors.contiguous(), "plain": directions.plain.contiguous()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save(tensors, {"identity": json.dumps(identity), "values": json.dumps(values)}))
+
+
+def _stored(path: Path, identity: dict[str, Any]) -> Directions | None:
+    """What is stored, if it is whole and of the same identity."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            found, values = json.loads(metadata["identity"]), json.loads(metadata["values"])
+            if any(found.get(name) != value for name, value in identity.items() if value is not None):
+                return None
+            lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            return Directions(**{**values, **lists}, vectors=file.get_tensor("vectors"), plain=file.get_tensor("plain"))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
