@@ -1,24 +1,24 @@
-"""What goes beside a finished model: how it was trained, its model card, its pictures."""
+"""The end of a run: the finished model, and what goes beside it: figures, model card, pictures."""
 
 import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from pipeline import ShardSet
-from pipeline.files import atomic_writer
 from train.card import model_card
-from train.curves import draw_curves
+from train.checkpoint import weights_sha256
 from train.display import duration
+from train.evaluate import aggregate_posterior
 from train.models import FaceVAE, parameter_count
-from train.pretrained import CARD_FILE, CURVES_FILE, GRID_FILE, TRAINING_FILE
-from train.runfolder import RunFolder
+from train.pretrained import CARD_FILE, CURVES_FILE, GRID_FILE, TRAINING_FILE, save_pretrained
+from train.session import Session
 from train.state import audit_as_json
+from train.validation import draw_curves_of, paint, score_held_out
 
-if TYPE_CHECKING:
-    from train.loop import Session
-
+FINAL_PRIOR_FACTOR = 10
 _OF_THIS_MACHINE = (
     "data.shards",
     "data.cache",
@@ -34,12 +34,25 @@ _OF_A_PHOTO = ("crop", "background", "exact")
 """Settings of a shard set by which a person's own photo becomes an image for the model; its size is the model's."""
 
 
-def draw_curves_of(folder: RunFolder) -> None:
-    """Draw `curves.png` of a run anew, as far as it is."""
-    picture = draw_curves(folder.read_metrics(), folder.path.resolve().name)
-    if picture is not None:
-        with atomic_writer(folder.curves_file) as file:
-            picture.save(file, "PNG")
+def finish(session: Session) -> None:
+    """Score the averaged weights, fit the prior, paint the last grid, and write the finished model."""
+    model, device, folder = session.state.ema, session.accelerator.device, session.folder
+    limit = FINAL_PRIOR_FACTOR * session.config.train.prior_images
+    prior = aggregate_posterior(model, session.shards, "train", limit, device)
+    paint(session, prior)
+    session.scores = score_held_out(session)
+    draw_curves_of(folder)
+    facts = {
+        "position": session.state.position,
+        "sigma": session.likelihood.std,
+        "objective": session.config.loss.objective,
+        "scores": session.scores,
+        "shardset": session.facts["shardset"],
+        "photos": photo_settings(session.shards),
+    }
+    training = describe_training(session)
+    save_pretrained(folder.final, model, prior, facts, extra_files(session, model, facts, training))
+    folder.note("finished", position=session.state.position, scores=session.scores)
 
 
 def photo_settings(shards: ShardSet) -> dict[str, Any]:
@@ -48,7 +61,28 @@ def photo_settings(shards: ShardSet) -> dict[str, Any]:
     return {name: settings[name] for name in _OF_A_PHOTO if name in settings}
 
 
-def describe_training(session: "Session") -> dict[str, Any]:
+def summarise(session: Session, peaks: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+    """What came out, and what it cost, as `summary.json` has it; `peaks` are those of all processes."""
+    state, meters = session.state, session.meters
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in state.ema.state_dict().items()}
+    seconds = max(meters.total_s, 1e-9)
+    return {
+        "finished": finished,
+        "position": state.position,
+        "updates": state.updates,
+        "scores": session.scores,
+        "weights_sha256": weights_sha256(tensors),
+        "images_per_s": meters.total_images / seconds,
+        "data_wait_share": meters.total_waited_s / seconds,
+        "planned_bytes": session.plan.bytes(state.micro_batch),
+        **peaks,
+        "wall_s": time.monotonic() - session.started,
+        "total_wall_s": session.elapsed_s,
+    }
+
+
+def describe_training(session: Session) -> dict[str, Any]:
     """How a model came about, as `training.json` has it."""
     state, shards, accelerator = session.state, session.shards, session.accelerator
     config = {
@@ -84,9 +118,7 @@ def describe_training(session: "Session") -> dict[str, Any]:
     }
 
 
-def extra_files(
-    session: "Session", model: FaceVAE, facts: dict[str, Any], training: dict[str, Any]
-) -> dict[str, bytes]:
+def extra_files(session: Session, model: FaceVAE, facts: dict[str, Any], training: dict[str, Any]) -> dict[str, bytes]:
     """Contents of training.json, the pictures and the model card, by name."""
     folder = session.folder
     grid = folder.grids / f"{session.state.position:012d}.png"

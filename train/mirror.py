@@ -20,6 +20,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,13 @@ class Mirror:
         """What came of a copy, once for each: the values of a ledger line, with a `warning` where it failed."""
         outcome, self._outcome = self._outcome, None
         return outcome
+
+    def note(self, outcome: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Write what came of a copy into the run's ledger; a failure is told as well."""
+        self._folder.note("mirror failed" if "warning" in outcome else "mirrored", **outcome)
+        if "warning" in outcome:
+            again = "" if self.taken_over else "; tried again at the next interval"
+            say(f"warning: the mirror is behind{again}: {outcome['warning']}")
 
     def finish(self, position: int, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         """Copy the end of a run: its last generation and its results; returns as `poll` does."""

@@ -120,3 +120,8 @@ def peaks_of_all(accelerator: Accelerator, pss_bytes: int, gpu_bytes: int) -> di
         "peak_gpu_bytes": max(each["gpu"] for each in every),
     }
     return found if len(every) == 1 else {**found, "peaks_of_processes": every}
+
+
+def gpu_bytes() -> int:
+    """The most GPU memory that the allocator has held, bytes; 0 without a GPU."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

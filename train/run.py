@@ -26,7 +26,6 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 
 from pipeline import ShardSet
-from pipeline.cache import cache_of
 from pipeline.errors import (
     EXIT_DONE,
     EXIT_RUN_AGAIN,
@@ -35,21 +34,31 @@ from pipeline.errors import (
     UserError,
     report_error,
 )
-from pipeline.machine import PeakMemory, show_bytes, tree_pss, usable_cores
+from pipeline.machine import PeakMemory, tree_pss, usable_cores
 from pipeline.order import Order
+from train.announce import record_start, show_result
 from train.architectures import Architecture
 from train.budget import make_plan
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
-from train.display import duration
+from train.finished import finish, summarise
 from train.initial import begin_with
 from train.logs import rank_log
-from train.loop import TIME_UP, Session, finish, gpu_bytes, note_mirror, summarise, train
+from train.loop import TIME_UP, train
 from train.mirror import Mirror
-from train.models import FaceVAE, parameter_count
+from train.models import FaceVAE
 from train.pretrained import CONFIG_FILE
-from train.process import StopRequest, follow_launcher, make_accelerator, peaks_of_all, processes_here, set_threads
+from train.process import (
+    StopRequest,
+    follow_launcher,
+    gpu_bytes,
+    make_accelerator,
+    peaks_of_all,
+    processes_here,
+    set_threads,
+)
 from train.runfolder import RunFolder
+from train.session import Session
 from train.state import TrainState
 from train.trackers import check_trackers, start_trackers
 
@@ -124,7 +133,7 @@ def start(name: str, config: Config) -> int:
         accelerator.wait_for_everyone()
         # The others may go: a drive can take longer than they would wait.
         if session.mirror is not None:
-            note_mirror(session, session.mirror.finish(session.state.position), session.say)
+            session.mirror.note(session.mirror.finish(session.state.position), session.say)
         if accelerator.is_main_process:
             show_result(session, done)
         return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
@@ -287,50 +296,6 @@ def check_same_run(config: Config, earlier: Config, shards: ShardSet, saved: dic
     return schedule
 
 
-def record_start(session: Session, saved_by: str | None, rescheduled: list[str]) -> None:
-    """Write the config and a ledger line; say what runs, from where, on what.
-
-    `saved_by` is the torch version of the checkpoint that is resumed, None for a new run.
-    """
-    folder, config, state, say = session.folder, session.config, session.state, session.say
-    folder.write_config(config.to_toml())
-    folder.cut_metrics(state.position)
-    if saved_by is None:
-        note = {"torch": torch.__version__, "processes": session.accelerator.num_processes, "run": session.facts["run"]}
-        folder.note("start", **note, **session.began_with)
-        if session.began_with:
-            say(f"beginning with the weights of {config.train.init_from}")
-    else:
-        folder.note("resume", position=state.position, changes=rescheduled, torch=torch.__version__)
-        epochs = state.position / session.epoch_samples
-        say(f"resumed {folder.path} at image {state.position:,} (epoch {epochs:.2f}, update {state.updates:,})")
-        if saved_by != torch.__version__:
-            say(f"warning: made by torch {saved_by}, now {torch.__version__}: not bit for bit equal")
-    for line in rescheduled:
-        say(f"changed: {line}; exact from here on")
-    precision = {"no": "float32"}.get(session.accelerator.mixed_precision, session.accelerator.mixed_precision)
-    batch, local = config.train.batch_size, config.train.batch_size // session.accelerator.num_processes
-    say(
-        f"{config.model.kind} VAE, {parameter_count(state.model) / 1e6:.2f}M parameters, "
-        f"{session.shards.image_size} px, latent {config.model.latent}, {config.loss.objective}, {precision} on "
-        f"{session.accelerator.device} x {session.accelerator.num_processes}"
-    )
-    say(
-        f"{session.epoch_samples:,} training images from {session.shards.location}; batch {batch} = "
-        f"{session.accelerator.num_processes} processes x {-(-local // state.micro_batch)} micro-batches of "
-        f"{state.micro_batch}; results in {folder.path}"
-    )
-    for line in session.plan.lines(state.micro_batch):
-        say(line)
-    left = session.total_images - state.position
-    say(
-        f"to go: {left:,} images, {left // batch:,} updates, about "
-        f"{duration(left * session.plan.seconds_per_image / session.accelerator.num_processes)}"
-    )
-    if (cache := cache_of(session.shards)) is not None:
-        say(f"shards are read through {cache.folder}, up to {show_bytes(cache.limit_bytes)} of copies")
-
-
 def is_finished(session: Session) -> bool:
     """Whether the run had come to its end before."""
     path = session.folder.final / CONFIG_FILE
@@ -338,27 +303,6 @@ def is_finished(session: Session) -> bool:
         session.state.position >= session.total_images
         and path.exists()
         and json.loads(path.read_bytes())["position"] == session.state.position
-    )
-
-
-def show_result(session: Session, done: bool) -> None:
-    """The last lines that a person sees."""
-    folder, state = session.folder, session.state
-    if not done:
-        return
-    for split, found in session.scores.items():
-        session.say(
-            f"{split}: PSNR {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}, rate {found['rate_nats']:.1f} nats, "
-            f"{found['bits_per_dimension']:.3f} bits a dimension, {found['active_units']} latent dimensions in use"
-        )
-    session.say(
-        f"memory: peak {show_bytes(session.memory.peak)} of RAM"
-        + (f", {show_bytes(gpu_bytes())} of the GPU" if gpu_bytes() else "")
-        + f"; expected were {show_bytes(session.plan.bytes(state.micro_batch))}{' of the GPU' * session.plan.on_gpu}"
-    )
-    session.say(
-        f"done: {state.position:,} images in {duration(session.elapsed_s)}; "
-        f"model in {folder.final}, pictures in {folder.grids}"
     )
 
 

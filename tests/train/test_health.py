@@ -15,7 +15,7 @@ from pipeline.format import ShardSet
 from tests.train.test_run import Run, after_update, error_line
 from train.checkpoint import find_newest, generations, read_generation
 from train.health import FACTOR, PATIENCE_UPDATES, REFERENCE_UPDATES, Health
-from train.loop import Session
+from train.session import Session
 
 
 def observed(*mse: float) -> Health:
@@ -66,7 +66,7 @@ def test_it_comes_back_from_a_checkpoint() -> None:
 @pytest.fixture
 def run(tmp_path: Path, tiny_toml: Path, faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that saves at every update, and paints nothing."""
-    monkeypatch.setattr("train.loop._look", lambda *_: "")
+    monkeypatch.setattr("train.loop.validate", lambda *_: "")
     made = Run(tiny_toml, faces, tmp_path / "run")
     made.arguments += ["--checkpoint.save-every-minutes", "1e-9"]
     return made

@@ -17,9 +17,9 @@ from pipeline.errors import CheckpointError, UserError
 from pipeline.format import ShardSet
 from tests.train.test_run import Run, after_update, error_line
 from train.checkpoint import Generation, find_newest, generations, verify, write_generation
-from train.loop import Session
 from train.mirror import Mirror
 from train.runfolder import RunFolder
+from train.session import Session
 
 
 def generation(position: int, run: str = "this") -> Generation:

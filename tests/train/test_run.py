@@ -16,9 +16,9 @@ import pytest
 import train.run
 from pipeline.format import ShardSet
 from train.checkpoint import generations
-from train.loop import Session
 from train.run import main
 from train.runfolder import RunFolder
+from train.session import Session
 from train.update import Update
 
 PNG = b"\x89PNG"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import train.loop
+import train.session
 from pipeline.errors import ConfigError
 from pipeline.format import ShardSet
 from tests.train.test_run import Run
@@ -58,7 +58,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(
     def fail(*_: Any) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(train.loop, "track", fail)
+    monkeypatch.setattr(train.session, "track", fail)
     assert run() == 0
     assert "warning: no more metrics for trackers, they failed (no network)" in capsys.readouterr().out
     assert run.events.count("trackers failed") == 1
