@@ -2,6 +2,7 @@
 
     weights + gradients + optimizer + average        known from the model
     activations of an image x micro-batch            counted from the shapes of what autograd keeps for one image
+    the copy that a save writes                      as much as weights, optimizer and average
     decoded batches                                  the loader's
 
 On a GPU the count only says where to begin: a micro-batch is taken when a trial of it ran. On the CPU it decides.
@@ -55,6 +56,11 @@ class Need:
         """What does not depend on the micro-batch."""
         return self.weights + self.gradients + self.optimizer + self.average
 
+    @property
+    def snapshot(self) -> int:
+        """Of RAM, for the copy that a save writes."""
+        return self.weights + self.optimizer + self.average
+
     def total(self, micro_batch: int, *, recompute: bool) -> int:
         """The peak of an update."""
         each = self.activations_recomputed if recompute else self.activations
@@ -87,8 +93,8 @@ class Plan:
 
     def bytes(self, micro_batch: int) -> int:
         """The peak that is expected, of GPU memory or, without a GPU, of RAM."""
-        loader = 0 if self.on_gpu else self.loader_bytes
-        return self.base_bytes + loader + self.need.total(micro_batch, recompute=self.fit.recompute)
+        beside = 0 if self.on_gpu else self.loader_bytes + self.need.snapshot
+        return self.base_bytes + beside + self.need.total(micro_batch, recompute=self.fit.recompute)
 
     def lines(self, micro_batch: int) -> list[str]:
         """For a person."""
@@ -98,7 +104,7 @@ class Plan:
             f"memory: weights {show_bytes(need.weights)}, gradients {show_bytes(need.gradients)}, "
             f"optimizer {show_bytes(need.optimizer)}, average {show_bytes(need.average)}, "
             f"activations {show_bytes(each)} an image{' (recomputed)' if self.fit.recompute else ''}, "
-            f"decoded batches {show_bytes(self.loader_bytes)}",
+            f"a save {show_bytes(need.snapshot)}, decoded batches {show_bytes(self.loader_bytes)}",
             f"memory: about {show_bytes(self.bytes(micro_batch))}{limit} expected"
             f"{' on the GPU' if self.on_gpu else ''} at micro-batches of {micro_batch}",
         ]
@@ -120,7 +126,8 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
         base_bytes, limit = _limit_gpu(config.budget.gpu_bytes, accelerator.device)
     trial = functools.partial(_runs, state, config, accelerator) if on_gpu else None
     if config.train.micro_batch == "auto":
-        fit = choose(need, batch, limit, base_bytes + (0 if on_gpu else loader_bytes), trial)
+        beside = 0 if on_gpu else loader_bytes + need.snapshot
+        fit = choose(need, batch, limit, base_bytes + beside, trial)
     else:
         fit = Fit(min(config.train.micro_batch, batch), recompute=False)
     fit = _smallest_of_all(fit, accelerator)
@@ -149,7 +156,7 @@ def _runs(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit)
     except torch.OutOfMemoryError:
         return False
     finally:
-        state.optimizer.zero_grad()
+        state.zero_gradients()
         torch.cuda.empty_cache()
     return True
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,12 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, LeanstreamError, describe_os_error
 from pipeline.files import sync_folder, write_json
+from train.snapshot import Tensors
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state.json"
 PARTIAL = ".partial"
 """Ends the names of what is not finished."""
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,8 @@ class BackgroundWriter:
         self._error: BaseException | None = None
         self.last_position: int | None = None
         """Position of the newest generation that is on disk and verified."""
+        self.last_seconds = 0.0
+        """What it took to write that one."""
 
     def __enter__(self) -> Self:
         return self
@@ -217,10 +219,10 @@ class BackgroundWriter:
         if self._thread is not None:
             self._thread.join()
 
-    def start(self, generation: Generation) -> None:
-        """Wait for the write before, then begin this one."""
+    def start(self, take: Callable[[], Generation]) -> None:
+        """Wait for the write before, then begin that of what `take` gives; it is called in the writer's thread."""
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(generation,), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(take,), name="checkpoint")
         self._thread.start()
 
     @property
@@ -237,8 +239,10 @@ class BackgroundWriter:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, generation: Generation) -> None:
+    def _write(self, take: Callable[[], Generation]) -> None:
+        began = time.monotonic()
         try:
+            generation = take()
             write_generation(self._folder, generation)
             prune(
                 self._folder,
@@ -247,6 +251,7 @@ class BackgroundWriter:
                 milestone_images=self._milestone_images,
                 held=self._held(),
             )
+            self.last_seconds = time.monotonic() - began
             self.last_position = generation.position
         except Exception as error:
             self._error = error

@@ -75,6 +75,8 @@ def summarise(session: Session, peaks: dict[str, Any], *, finished: bool) -> dic
         "weights_sha256": weights_sha256(tensors),
         "images_per_s": meters.total_images / seconds,
         "data_wait_share": meters.total_waited_s / seconds,
+        "saves": len(session.pauses),
+        "longest_save_pause_s": max(session.pauses, default=0.0),
         "planned_bytes": session.plan.bytes(state.micro_batch),
         **peaks,
         "wall_s": time.monotonic() - session.started,

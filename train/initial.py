@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
-from train.checkpoint import Tensors, generations, read_newest, weights_sha256
+from train.checkpoint import generations, read_newest, weights_sha256
 from train.pretrained import CONFIG_FILE, load_pretrained
 from train.runfolder import RunFolder
+from train.snapshot import Tensors
 from train.state import TrainState
 
 _SHOWN = 4

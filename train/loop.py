@@ -40,6 +40,8 @@ def train(session: Session) -> int:
     )
     requests = 0
     with loader, display, Saver(session) as saver:
+        if session.is_main and _owes_validation(session):
+            _validate(session, display)
         while state.position < session.total_images and not requests & (STOP | TIME_UP):
             began = time.monotonic()
             batch = next(loader)
@@ -53,6 +55,7 @@ def train(session: Session) -> int:
                 total_images=session.total_images,
                 epoch_samples=session.epoch_samples,
                 requests=_requests(session, saver),
+                settle=saver.settle,
             )
             del batch
             requests = update.requests
@@ -65,15 +68,15 @@ def train(session: Session) -> int:
             _follow(session, saver, display)
             display.refresh()
 
-            epoch = state.position // session.epoch_samples
-            new_epoch = (state.position - config.train.batch_size) // session.epoch_samples < epoch
+            new_epoch = _ends_epoch(session, state.position)
             asked = finished or requests & (STOP | TIME_UP)
             routine = requests & SAVE or (new_epoch and requests & RESTED)
             if asked or (routine and not state.health.suspect):
                 saver.save()
 
-            if new_epoch and not finished and session.is_main:
-                _validate(session, display, epoch)
+            # Who is asked to stop may have seconds: what is left out here is made up for by the process that goes on.
+            if new_epoch and not asked and session.is_main:
+                _validate(session, display)
         saver.wait()
         _say_why(session, requests, display)
     return requests
@@ -83,14 +86,47 @@ def _requests(session: Session, saver: Saver) -> int:
     """What this process asks for: any process passes on a signal, the first one watches the clocks."""
     requests = STOP if session.stop else 0
     if session.is_main:
-        minutes = session.config.run.max_minutes
-        if minutes is not None and time.monotonic() - session.started >= 60 * minutes:
+        if _is_time_up(session, saver):
             requests |= TIME_UP
         if saver.idle_s >= 60 * session.config.checkpoint.save_every_minutes and not saver.busy:
             requests |= SAVE
         if saver.idle_s >= EPOCH_SAVE_INTERVAL_S:
             requests |= RESTED
     return requests
+
+
+def _is_time_up(session: Session, saver: Saver) -> bool:
+    """Whether the process could not end within `run.max_minutes` if it made more than the coming update."""
+    minutes = session.config.run.max_minutes
+    if minutes is None:
+        return False
+    # This update and the next one, as the request comes into effect after this one.
+    reserve_s = 2 * session.meters.last_s + saver.reserve_s
+    if _ends_epoch(session, session.state.position + session.config.train.batch_size):
+        reserve_s += session.validation_s or _guess_validation_s(session)
+    return time.monotonic() - session.began + reserve_s >= 60 * minutes
+
+
+def _guess_validation_s(session: Session) -> float:
+    """As if validation cost an image what training does: it costs less."""
+    shards, prior_images = session.shards, session.config.train.prior_images
+    images = min(prior_images, session.epoch_samples) + sum(
+        split.total for name, split in shards.splits.items() if name == "val"
+    )
+    return images * session.plan.seconds_per_image
+
+
+def _ends_epoch(session: Session, position: int) -> bool:
+    """Whether the update that led to `position` was the first at or after an epoch's end."""
+    return (position - session.config.train.batch_size) // session.epoch_samples < position // session.epoch_samples
+
+
+def _owes_validation(session: Session) -> bool:
+    """Whether an epoch ended just before the interruption that this process goes on from."""
+    position = session.state.position
+    if not 0 < position < session.total_images or not _ends_epoch(session, position):
+        return False
+    return all(record.get("epoch") != session.epoch for record in session.folder.read_metrics())
 
 
 def _check_health(state: TrainState, update: Update) -> None:
@@ -119,6 +155,7 @@ def _log(session: Session, status: Status, update: Update) -> None:
 def _follow(session: Session, saver: Saver, display: Display) -> None:
     """Show what was saved meanwhile, tell what came of the last copy to the mirror, begin the next one in time."""
     status, mirror = display.status, session.mirror
+    saver.follow()
     if saver.last_position != status.saved_position:
         status.saved_at, status.saved_position = time.monotonic(), saver.last_position
     if mirror is None:
@@ -132,13 +169,14 @@ def _follow(session: Session, saver: Saver, display: Display) -> None:
         mirror.start(saver.last_position)
 
 
-def _validate(session: Session, display: Display, epoch: int) -> None:
+def _validate(session: Session, display: Display) -> None:
     began = time.monotonic()
-    figures = display.status.validation = validate(session, epoch)
+    figures = display.status.validation = validate(session)
     if figures:
-        display.say(f"epoch {epoch} after {duration(session.elapsed_s)}: {figures}")
+        display.say(f"epoch {session.epoch} after {duration(session.elapsed_s)}: {figures}")
+    session.validation_s = time.monotonic() - began
     # The updates before it still count, and so does the time that they took.
-    session.meters.since += time.monotonic() - began
+    session.meters.since += session.validation_s
 
 
 def _say_why(session: Session, requests: int, display: Display) -> None:

@@ -70,6 +70,8 @@ class Mirror:
         self._grown: dict[str, int] = {}
         self.taken_over = False
         """Whether another process writes this mirror now; then this one never touches it again."""
+        self.slowest_s = 0.0
+        """What the slowest copy so far took."""
         self.position: int | None = None
         """Position of the newest generation that this process has mirrored."""
 
@@ -211,7 +213,9 @@ class Mirror:
                 _copy_if_other(self._folder.path / name, self.path / name)
             for name in _FOLDERS:
                 self._copy_folder(name)
-            self._outcome = {"position": position, "seconds": round(time.monotonic() - began, 1)}
+            seconds = time.monotonic() - began
+            self.slowest_s = max(self.slowest_s, seconds)
+            self._outcome = {"position": position, "seconds": round(seconds, 1)}
         except Exception as error:
             reason = str(describe_os_error(error, "copying") if isinstance(error, OSError) else error)
             self._outcome = _failure(reason)

@@ -2,22 +2,28 @@
 
 import contextlib
 import ctypes
+import datetime
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
 from pipeline.errors import ConfigError
 from pipeline.machine import usable_cores
 from train.config import Config
 
+PATIENCE = datetime.timedelta(hours=12)
+"""How long processes wait for each other: the first one validates and copies to a drive while the others wait. One that
+dies is noticed at once all the same, by the launcher."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,6 +40,12 @@ def follow_launcher() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def process_began() -> float:
+    """When this process began, on the clock of `time.monotonic`: loading the libraries took seconds already."""
+    age_s: float = time.time() - psutil.Process().create_time()
+    return time.monotonic() - age_s
 
 
 class StopRequest:
@@ -68,7 +80,11 @@ def make_accelerator(config: Config) -> Accelerator:
     # Accelerate's `backward` would divide by this; here the loop scales its own loss.
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    accelerator = Accelerator(cpu=not has_gpu, mixed_precision=resolve_precision(config.train.mixed_precision))
+    accelerator = Accelerator(
+        cpu=not has_gpu,
+        mixed_precision=resolve_precision(config.train.mixed_precision),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
     allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in allowed:
         raise ConfigError(

@@ -11,6 +11,7 @@ import json
 import math
 import secrets
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -54,6 +55,7 @@ from train.process import (
     gpu_bytes,
     make_accelerator,
     peaks_of_all,
+    process_began,
     processes_here,
     set_threads,
 )
@@ -72,13 +74,17 @@ class _Console(Console):
             super().on_broken_pipe()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code and never shows a traceback for something that a person did."""
+def main(argv: list[str] | None = None, *, began: float | None = None) -> int:
+    """Run the command line; returns the exit code and never shows a traceback for something that a person did.
+
+    `began` is when the process did, on `time.monotonic`'s clock; default: now.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    began = time.monotonic() if began is None else began
     try:
         follow_launcher()
         name, config = parse_command_line(argv)
-        return start(name, config)
+        return start(name, config, began)
     except (LeanstreamError, OSError) as error:
         if "--debug" in argv:
             raise
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def start(name: str, config: Config) -> int:
+def start(name: str, config: Config, began: float) -> int:
     """Open everything that a run needs, train, and leave the results in the run folder."""
     stop = StopRequest()
     with contextlib.ExitStack() as stack:
@@ -113,6 +119,7 @@ def start(name: str, config: Config) -> int:
         stack.enter_context(rank_log(folder.logs, accelerator.process_index, accelerator.num_processes))
         saved, generation = load_generation(folder, accelerator, say)
         session, rescheduled = prepare(config, shards, folder, saved, generation, accelerator, console, stop, memory)
+        session.began = began
         if is_finished(session):
             session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
             session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
@@ -223,6 +230,8 @@ def prepare(
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     base_bytes = tree_pss()
     state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, local)
+    if accelerator.num_processes > 1:
+        state.lay_out_gradients()
     if saved is not None:
         if generation is not None:
             state.restore(generation)
@@ -308,4 +317,4 @@ def is_finished(session: Session) -> bool:
 
 if __name__ == "__main__":
     with warnings.catch_warnings():
-        sys.exit(main())
+        sys.exit(main(began=process_began()))

@@ -32,6 +32,8 @@ class Meters:
     replays: int = 0
     since: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
+    last_s: float = 0.0
+    """The last update took so long."""
     total_images: int = 0
     total_s: float = 0.0
     total_waited_s: float = 0.0
@@ -44,6 +46,7 @@ class Meters:
         self.kl += update.kl
         self.replays += update.replays
         self.waited_s += waited_s
+        self.last_s = seconds
         self.total_images += images
         self.total_s += seconds
         self.total_waited_s += waited_s
@@ -102,9 +105,15 @@ class Session:
     """By split, the figures last measured."""
     began_with: dict[str, Any] = field(default_factory=dict)
     """Where a new run's first weights came from, if not from its seed."""
+    pauses: list[float] = field(default_factory=list)
+    """Of each save, the seconds that the loop stood still."""
+    validation_s: float = 0.0
+    """What the last validation took."""
     sums: dict[int, int] = field(default_factory=dict)
     """By epoch, the audit's sums of all processes together, as last saved."""
     started: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)
+    """When the process began, before it opened and read what it needs; what `run.max_minutes` counts from."""
 
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
@@ -124,6 +133,11 @@ class Session:
     def likelihood(self) -> Likelihood:
         """The decoder's, at the scale that it has learned so far."""
         return Likelihood.of(self.config.loss, self.state.error)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs so far."""
+        return self.state.position // self.epoch_samples
 
     @property
     def elapsed_s(self) -> float:

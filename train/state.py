@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from train.checkpoint import Generation, snapshot
+from train.checkpoint import Generation
 from train.config import OptimConfig
 from train.health import Health
 from train.models import FaceVAE
 from train.objectives import RunningError
+from train.snapshot import Tensors
 
 STATE_VERSION = 1
 INITIAL_SCALE = 2.0**16
@@ -69,6 +70,8 @@ class TrainState:
     """Images a process computes at once."""
     audit: dict[int, int] = field(default_factory=dict)
     """By epoch, the sum modulo 2^64 of the digests of the samples that were consumed (this process's part)."""
+    gradients: Tensor | None = None
+    """All gradients in one tensor, where several processes exchange them."""
     elapsed_s: float = 0.0
     """Wall time of all interrupted parts of the run that this state goes back to."""
 
@@ -93,9 +96,9 @@ class TrainState:
             total = int(digests[epochs == epoch].sum(dtype=np.uint64))
             self.audit[epoch] = (self.audit.get(epoch, 0) + total) % 2**64
 
-    def to_generation(self, facts: dict[str, Any], audit: dict[int, int], elapsed_s: float) -> Generation:
-        """A snapshot of everything; `facts` are constants of the run that a resume compares or shows."""
-        scalars = {
+    def scalars(self, facts: dict[str, Any], audit: dict[int, int], elapsed_s: float) -> dict[str, Any]:
+        """Every number of a generation; `facts` are constants of the run that a resume compares or shows."""
+        return {
             "version": STATE_VERSION,
             "position": self.position,
             "updates": self.updates,
@@ -107,12 +110,34 @@ class TrainState:
             "audit": audit_as_json(audit),
             **facts,
         }
-        parts = {
-            "model": snapshot(self.model.state_dict()),
-            "ema": snapshot(self.ema.state_dict()),
-            "optimizer": snapshot(self._optimizer_tensors()),
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Every tensor of a generation by part and name, as they are: no copies."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self._optimizer_tensors(),
         }
-        return Generation(parts, scalars)
+
+    def unsteady(self) -> dict[str, list[str]]:
+        """Names of the tensors that a forward pass changes, by part; all others change in the optimizer's step."""
+        return {"model": [name for name, _ in self.model.named_buffers()]}
+
+    def lay_out_gradients(self) -> None:
+        """Make all gradients views of one tensor: processes exchange them in one call that allocates nothing."""
+        parameters = list(self.model.parameters())
+        self.gradients = parameters[0].detach().new_zeros(sum(parameter.numel() for parameter in parameters))
+        views = torch.split(self.gradients, [parameter.numel() for parameter in parameters])
+        for parameter, view in zip(parameters, views, strict=True):
+            # In the parameter's memory format, as the backward pass itself would have made it.
+            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
+
+    def zero_gradients(self) -> None:
+        """Forget the gradients."""
+        if self.gradients is None:
+            self.optimizer.zero_grad()
+        else:
+            self.gradients.zero_()
 
     def restore(self, generation: Generation) -> None:
         """Take over everything from a generation; `CheckpointError` where it is of another shape."""
@@ -160,14 +185,14 @@ class TrainState:
         if not accelerator.is_main_process:
             self._load_optimizer(tensors)
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
+    def _optimizer_tensors(self) -> Tensors:
         return {
             f"{name}.{key}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+    def _load_optimizer(self, tensors: Tensors) -> None:
         self.optimizer.state.clear()
         parameters = dict(self.model.named_parameters())
         for name, value in tensors.items():

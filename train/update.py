@@ -1,6 +1,7 @@
 """One update: micro-batches, one exchange between processes, one step of the optimizer, all or nothing."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,12 +47,13 @@ def apply_update(
     total_images: int,
     epoch_samples: int,
     requests: int = 0,
+    settle: Callable[[], object] | None = None,
 ) -> Update:
     """Consume one batch (this process's part, on its device) and advance the position by the global batch.
 
     `requests` are this process's flags (up to 16 bits), given to all processes along with the sums. An fp16 overflow or
     running out of GPU memory changes nothing but the loss scale or the micro-batch, and the same positions are
-    computed again with the same noise.
+    computed again with the same noise. `settle` is called before weights, average or moments change.
 
     Raises `LeanstreamError` where the loss stays non-finite or not even one image fits.
     """
@@ -67,10 +69,12 @@ def apply_update(
     grad_norm = found.grad_norm
     if config.optim.clip_norm is not None and grad_norm > config.optim.clip_norm:
         _scale_gradients(state, config.optim.clip_norm / grad_norm)
+    if settle is not None:
+        settle()
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
-    state.optimizer.zero_grad()
+    state.zero_gradients()
     images = config.train.batch_size
     mse = found.squared_error / (images * batch.images[0].numel())
     state.position += images
@@ -112,7 +116,7 @@ def _attempt(state: TrainState, batch: Batch, config: Config, accelerator: Accel
                 "run again with a lower --optim.learning-rate or with --optim.clip-norm."
             )
         state.loss_scale.overflowed()
-    state.optimizer.zero_grad()
+    state.zero_gradients()
     for buffer, before in zip(state.model.buffers(), buffers, strict=True):
         buffer.copy_(before)
     return None
@@ -140,9 +144,19 @@ def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Ac
             (terms.loss.sum() * (scale / config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
             parts.append(torch.stack([term.detach().sum() for term in terms]))
         sums = torch.stack(parts).cpu().double().sum(0)
+        _reserve_step(state)
     except torch.OutOfMemoryError:
         return sums, True
     return sums, False
+
+
+def _reserve_step(state: TrainState) -> None:
+    """Have the allocator hold what the optimizer's step will take for itself, a temporary of each weight.
+
+    So that a lack of memory shows now, where nothing has changed yet and all processes can still replay.
+    """
+    first = next(state.model.parameters())
+    torch.empty(sum(parameter.nbytes for parameter in state.model.parameters()), dtype=torch.uint8, device=first.device)
 
 
 def _vote(accelerator: Accelerator, sums: Tensor, out_of_memory: bool, requests: int) -> tuple[list[float], bool, int]:
@@ -171,10 +185,9 @@ def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> float:
     """Sum the gradients over processes in one exchange, undo the loss scale, return their norm."""
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     if accelerator.num_processes > 1:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
-        for gradient, total in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(total.view_as(gradient))
+        # Nothing is allocated from the vote on: what one process lacked there, all others would wait for.
+        assert state.gradients is not None, "laid out before the first update"
+        torch.distributed.all_reduce(state.gradients)
     if accelerator.mixed_precision == "fp16":
         _scale_gradients(state, 1 / state.loss_scale.value)
     return float(torch.nn.utils.get_total_norm(gradients))

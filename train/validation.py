@@ -10,13 +10,13 @@ from train.runfolder import RunFolder
 from train.session import Session
 
 
-def validate(session: Session, epoch: int) -> str:
+def validate(session: Session) -> str:
     """At an epoch's end: paint, measure, draw; returns the figures in words, none without a validation split."""
     model, device = session.state.ema, session.accelerator.device
     limit = session.config.train.prior_images
     paint(session, aggregate_posterior(model, session.shards, "train", limit, device))
     scores = session.scores = score_held_out(session)
-    session.record({"position": session.state.position, "epoch": epoch, "scores": scores})
+    session.record({"position": session.state.position, "epoch": session.epoch, "scores": scores})
     draw_curves_of(session.folder)
     return ", ".join(f"{name} {found['psnr_db']:.2f} dB at {found['rate_nats']:.1f} nats" for name, found in
                      scores.items())  # fmt: skip

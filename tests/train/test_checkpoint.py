@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_damaged_later_generations_never_cost_the_new_one(tmp_path: Path, keep: 
     for position in (90, 99):
         cut(tmp_path / f"{position:012d}" / "manifest.json")
     writer = BackgroundWriter(tmp_path, keep)
-    writer.start(generation(24))
+    writer.start(lambda: generation(24))
     writer.wait()
     assert [int(path.name) for path in generations(tmp_path)] == [24, 16][:keep]
     assert_same(read_newest(tmp_path)[0], generation(24))
@@ -229,7 +230,7 @@ def test_nothing_older_goes_before_the_newer_one_is_verified(tmp_path: Path, mon
 
     monkeypatch.setattr(train.checkpoint.os, "replace", lying_replace)
     writer = BackgroundWriter(tmp_path, keep=1)
-    writer.start(generation(128))
+    writer.start(lambda: generation(128))
     with pytest.raises(CheckpointError, match="must match its manifest"):
         writer.wait()
     assert writer.last_position is None
@@ -239,7 +240,7 @@ def test_nothing_older_goes_before_the_newer_one_is_verified(tmp_path: Path, mon
 def test_the_writer_tells_the_newest_verified_position(tmp_path: Path) -> None:
     with BackgroundWriter(tmp_path, 2) as writer:
         for position in (8, 16, 24):
-            writer.start(generation(position))
+            writer.start(partial(generation, position))
         writer.wait()
         assert writer.last_position == 24
         assert not writer.busy
@@ -249,7 +250,7 @@ def test_the_writer_tells_the_newest_verified_position(tmp_path: Path) -> None:
 def test_no_write_outlives_the_writer(tmp_path: Path) -> None:
     def fail() -> None:
         with BackgroundWriter(tmp_path, 2) as writer:
-            writer.start(generation(8))
+            writer.start(lambda: generation(8))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -260,9 +261,9 @@ def test_no_write_outlives_the_writer(tmp_path: Path) -> None:
 def test_an_error_of_a_write_surfaces_once_at_the_next_call(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     writer = BackgroundWriter(tmp_path / "checkpoints", 2)
-    writer.start(generation(8))
+    writer.start(lambda: generation(8))
     with pytest.raises(UserError, match="saving a checkpoint must succeed; got 'Not a directory'"):
-        writer.start(generation(16))
+        writer.start(lambda: generation(16))
     writer.wait()
 
 
@@ -272,7 +273,7 @@ def test_any_fault_of_a_write_surfaces(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(train.checkpoint, "save_file", fail)
     writer = BackgroundWriter(tmp_path, 2)
-    writer.start(generation(8))
+    writer.start(lambda: generation(8))
     with pytest.raises(MemoryError):
         writer.wait()
 

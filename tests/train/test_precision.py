@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.format import ShardSet
-from tests.train.tiny import FakeAccelerator, tiny_config, tiny_state, updates
+from tests.train.tiny import FakeAccelerator, generation_of, tiny_config, tiny_state, updates
 from train.checkpoint import read_generation, write_generation
 from train.objectives import Likelihood, RunningError, objective
 from train.state import TrainState
@@ -31,7 +31,7 @@ def trained(faces: ShardSet, folder: Path, *precisions: str) -> tuple[TrainState
     state, losses = tiny_state(config), []
     for number, precision in enumerate(precisions):
         losses += [update.loss for update in updates(state, config, faces, 2, Autocast(precision))]
-        saved = write_generation(folder / str(number), state.to_generation({}, state.audit, 0.0))
+        saved = write_generation(folder / str(number), generation_of(state))
         state = tiny_state(config)
         state.restore(read_generation(saved))
     return state, losses

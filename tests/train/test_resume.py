@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.format import ShardSet
-from tests.train.tiny import state_sha256, tiny_config, tiny_state, updates
+from tests.train.tiny import generation_of, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import read_generation, write_generation
 
 UPDATES = 7
@@ -24,11 +24,11 @@ def test_resume_at_every_step_gives_the_same_tail(
     config = tiny_config(**sections)
     state = tiny_state(config, micro_batch)
     folders, hashes, found = [], [], []
-    folders.append(write_generation(tmp_path, state.to_generation({}, state.audit, 0.0)))
+    folders.append(write_generation(tmp_path, generation_of(state)))
     for update in updates(state, config, faces, UPDATES):
         found.append(update)
         hashes.append(state_sha256(state))
-        folders.append(write_generation(tmp_path, state.to_generation({}, state.audit, 0.0)))
+        folders.append(write_generation(tmp_path, generation_of(state)))
     assert len(set(hashes)) == UPDATES
     for step in range(UPDATES):
         again = tiny_state(config, micro_batch)

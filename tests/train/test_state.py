@@ -7,7 +7,7 @@ import torch
 from pipeline.batch import digests
 from pipeline.errors import CheckpointError
 from pipeline.format import Index, ShardSet
-from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
+from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import Generation, read_generation, write_generation
 from train.state import SCALE_GROWTH_UPDATES, LossScale
 
@@ -18,7 +18,7 @@ def test_a_restored_state_is_equal_bit_for_bit_and_goes_on_equally(tmp_path: Pat
     state = tiny_state(config)
     list(updates(state, config, faces, 3))
     state.loss_scale = LossScale(1024.0, 17)
-    generation = state.to_generation({"fact": 1}, state.audit, 12.5)
+    generation = generation_of(state, {"fact": 1}, elapsed_s=12.5)
     again = tiny_state(config)
     again.restore(read_generation(write_generation(tmp_path, generation)))
     assert state_sha256(again) == state_sha256(state)
@@ -58,15 +58,15 @@ def test_audit_sums_wrap_at_64_bits_and_go_to_the_epoch_of_each_sample() -> None
 
 def test_only_the_first_process_carries_the_sums_on() -> None:
     state = tiny_state(tiny_config())
-    state.restore_scalars(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0).state, first_process=False)
+    state.restore_scalars(generation_of(tiny_state(tiny_config()), audit={0: 2**64 - 1}).state, first_process=False)
     assert state.audit == {}
-    state.restore(tiny_state(tiny_config()).to_generation({}, {0: 2**64 - 1}, 0.0))
+    state.restore(generation_of(tiny_state(tiny_config()), audit={0: 2**64 - 1}))
     assert state.audit == {0: 2**64 - 1}
 
 
 def test_another_version_or_another_model_is_refused() -> None:
     config = tiny_config()
-    generation = tiny_state(config).to_generation({}, {}, 0.0)
+    generation = generation_of(tiny_state(config))
     other = tiny_state(tiny_config(model={"latent": 5}))
     with pytest.raises(CheckpointError, match="must fit the model"):
         other.restore(generation)
@@ -79,7 +79,7 @@ def test_missing_optimizer_tensors_are_refused(faces: ShardSet) -> None:
     config = tiny_config()
     state = tiny_state(config)
     list(updates(state, config, faces, 1))
-    generation = state.to_generation({}, {}, 0.0)
+    generation = generation_of(state)
     del generation.parts["optimizer"]
     with pytest.raises(CheckpointError, match="'optimizer'"):
         tiny_state(config).restore(generation)

@@ -10,9 +10,10 @@ import torch
 from pipeline.format import ShardSet
 from pipeline.loader import StreamingLoader
 from train.architectures import Architecture
-from train.checkpoint import weights_sha256
+from train.checkpoint import Generation, weights_sha256
 from train.config import Config, from_dict
 from train.models import FaceVAE
+from train.snapshot import Snapshot
 from train.state import TrainState
 from train.update import Update, apply_update
 
@@ -87,9 +88,18 @@ def updates(
             )
 
 
+def generation_of(
+    state: TrainState, facts: dict[str, Any] | None = None, audit: dict[int, int] | None = None, elapsed_s: float = 0.0
+) -> Generation:
+    """A checkpoint of a state; `audit` instead of the state's own sums."""
+    snapshot = Snapshot(state.tensors())
+    snapshot.begin(state.tensors(), state.unsteady())
+    scalars = state.scalars(facts or {}, state.audit if audit is None else audit, elapsed_s)
+    return Generation(snapshot.take(), scalars)
+
+
 def state_sha256(state: TrainState) -> str:
     """A hash of every tensor of a state, the optimizer's included."""
-    generation = state.to_generation({}, state.audit, 0.0)
     return weights_sha256(
-        {f"{part}/{name}": value for part, tensors in generation.parts.items() for name, value in tensors.items()}
+        {f"{part}/{name}": value for part, tensors in state.tensors().items() for name, value in tensors.items()}
     )
