@@ -32,18 +32,37 @@ class Common:
 
 @dataclass(frozen=True)
 class Reconstruct(Common):
-    """Originals over their reconstructions, and the PSNR of each."""
+    """Originals over their reconstructions, and the PSNR of each: images of the set, or photos of your own."""
 
+    photos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Photos of any size, or folders of them, in place of the set's images. They are cropped and resized as those."""
     split: Literal["train", "val", "test"] = "val"
-    """Which images."""
+    """Which images of the set."""
     count: int = 32
-    """How many."""
+    """How many: of the split, or of each folder. Numbers are written for all, the picture shows the first 512."""
     columns: int = 16
     """Images a row."""
 
     def check(self) -> None:
         """Raise `UserError` for counts below 1."""
         check_at_least(1, count=self.count, columns=self.columns)
+
+
+@dataclass(frozen=True)
+class Morph(Common):
+    """From one face to another, and on to the next, along straight lines and great circles of the latent space."""
+
+    faces: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Two or more: photos, folders of them, or numbers or keys of images of the set (12, val:12, val:000123).
+    Default: two of the split, drawn by the seed."""
+    split: Literal["train", "val", "test"] = "val"
+    """Where numbers and keys without a split's name belong."""
+    steps: int = 9
+    """Pictures from one face to the next, both included. The films have four times as many."""
+
+    def check(self) -> None:
+        """Raise `UserError` for fewer than two steps or one face."""
+        check_at_least(2, steps=self.steps)
 
 
 @dataclass(frozen=True)
@@ -65,9 +84,11 @@ class Sample(Common):
 
 
 Command = (
-    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")] | Annotated[Sample, tyro.conf.subcommand("sample")]
+    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    | Annotated[Morph, tyro.conf.subcommand("morph")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
 )
-MODULES: dict[type[Common], str] = {Reconstruct: "reconstruct", Sample: "sample"}
+MODULES: dict[type[Common], str] = {Reconstruct: "reconstruct", Morph: "morph", Sample: "sample"}
 """By command, the file in this folder with its `run(command, console) -> list of the files that it wrote`."""
 
 

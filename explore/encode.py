@@ -1,6 +1,6 @@
 """Images through the encoder and latents through the decoder, a batch at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from train.grids import to_uint8
 from train.models import FaceVAE
 
 BATCH_SIZE = 64
-Item = TypeVar("Item", bound="Encoded | Tensor")
+Item = TypeVar("Item", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Encoded:
     """int8 [B, A] of 0/1 attributes on the CPU, where the set has some and they were asked for."""
     first: int
     """Number of the first image in the split's order."""
+    keys: tuple[str, ...] | None = None
+    """[B], where they were asked for."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +50,13 @@ class Encoded:
 
 @torch.inference_mode()
 def encoded(
-    trained: Trained, split: str, limit: int | None = None, *, labels: bool = False, batch_size: int = BATCH_SIZE
+    trained: Trained,
+    split: str,
+    limit: int | None = None,
+    *,
+    labels: bool = False,
+    keys: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Encoded]:
     """The first `limit` images (default: all, each once) of a split's order, with their posteriors.
 
@@ -66,7 +74,8 @@ def encoded(
             count = min(len(batch), total - first)
             images = batch.to(trained.device).images[:count].float() / 255
             mean, logvar = trained.model.encode(images)
-            yield Encoded(images, mean, logvar, None if batch.labels is None else batch.labels[:count], first)
+            chosen = None if batch.labels is None else batch.labels[:count]
+            yield Encoded(images, mean, logvar, chosen, first, batch.keys[:count] if keys else None)
             first += count
 
 

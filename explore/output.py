@@ -36,11 +36,7 @@ class Output:
     def numbers(self, name: str, values: Mapping[str, Any]) -> Path:
         """Write `NAME.json`: the values and the settings that they came from."""
         path = self._ready(f"{name}.json")
-        settings = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(self._command).items()
-            if key != "debug"
-        }
+        settings = {key: _plain(value) for key, value in asdict(self._command).items() if key != "debug"}
         write_json(path, {**values, "settings": settings})
         return path
 
@@ -67,6 +63,13 @@ class Output:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.written.append(path)
         return path
+
+
+def _plain(value: Any) -> Any:
+    """An option's value in terms of JSON."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _encoded(image: Image.Image) -> bytes:

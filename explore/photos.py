@@ -59,7 +59,7 @@ def read_photos(trained: Trained, paths: Sequence[Path], of_a_folder: int = MOST
     left_out: list[str] = []
     for path in paths:
         files, more = _files(path, of_a_folder)
-        left_out += [f"{path}: {more:,} more photos are not shown"] if more else []
+        left_out += [f"{path}: all but the first {len(files):,} of {len(files) + more:,} photos"] if more else []
         if len(names) + len(files) > MOST_PHOTOS:
             raise UserError(f"at most {MOST_PHOTOS:,} photos must be given; got more. Name fewer.")
         for file, name in files:

@@ -1,5 +1,6 @@
 """Pictures of a model: originals over reconstructions, and new faces, with a caption above each block."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from pipeline.noise import normal
 from train.evaluate import Gaussian, stream_images
 from train.models import FaceVAE
 
-_BACKGROUND, _INK = (250, 249, 246), (40, 42, 48)
+BACKGROUND, INK = (250, 249, 246), (40, 42, 48)
 _GAP = 2
 _CAPTION = 22
 
@@ -25,7 +26,7 @@ def tile(images: Tensor, columns: int) -> Image.Image:
     """Images uint8 [B, 3, H, W] in rows of `columns`, with a thin gap."""
     _, _, height, width = images.shape
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), _BACKGROUND)
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), BACKGROUND)
     for number, image in enumerate(images.cpu()):
         row, column = divmod(number, columns)
         sheet.paste(
@@ -37,14 +38,14 @@ def tile(images: Tensor, columns: int) -> Image.Image:
 
 def stack(blocks: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """One picture of several, each below its caption."""
-    margin = 8
-    width = max(block.width for _, block in blocks) + 2 * margin
+    margin, font = 8, ImageFont.load_default(14)
+    width = max(max(block.width, math.ceil(font.getlength(caption))) for caption, block in blocks) + 2 * margin
     height = sum(block.height + _CAPTION + margin for _, block in blocks) + margin
-    picture = Image.new("RGB", (width, height), _BACKGROUND)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
     top = margin
     for caption, block in blocks:
-        draw.text((margin, top), caption, _INK, font)
+        draw.text((margin, top), caption, INK, font)
         picture.paste(block, (margin, top + _CAPTION))
         top += block.height + _CAPTION + margin
     return picture
@@ -94,5 +95,5 @@ def training_grid(
 def _padded(images: Tensor, columns: int) -> Tensor:
     """A full row: what is missing is background."""
     missing = columns - len(images)
-    colour = torch.tensor(_BACKGROUND, dtype=torch.uint8, device=images.device)[None, :, None, None]
+    colour = torch.tensor(BACKGROUND, dtype=torch.uint8, device=images.device)[None, :, None, None]
     return torch.cat([images, colour.expand(missing, -1, *images.shape[2:])])

@@ -72,7 +72,7 @@ def test_reconstruct_paints_originals_over_answers_and_tells_each_psnr(
     capsys.readouterr()
     assert main(["reconstruct", "--run", str(run), "--count", "10", "--columns", "4"]) == 0
     picture = run / "explore" / "reconstruct-val.png"
-    assert capsys.readouterr().out.split() == [str(picture), str(picture.with_suffix(".json"))]
+    assert capsys.readouterr().out.split() == [str(picture.with_suffix(end)) for end in (".png", ".json", ".csv")]
     with Image.open(picture) as image:
         image.load()
         pixels = np.asarray(image)
@@ -81,9 +81,9 @@ def test_reconstruct_paints_originals_over_answers_and_tells_each_psnr(
     assert isinstance(decibels, list)
     assert len(decibels) == 10
     assert found["mean_psnr_db"] == pytest.approx(np.mean(decibels), rel=1e-5)
-    # The picture itself has the first original above its answer.
+    # The picture itself has the first original above its answer, each pixel four times as wide and high.
     left, top = 8, 8 + 22
-    original, answer = (pixels[y : y + 32, left : left + 32].astype(float) / 255 for y in (top, top + 34))
+    original, answer = (pixels[y : y + 128 : 4, left : left + 128 : 4].astype(float) / 255 for y in (top, top + 130))
     assert decibels[0] == pytest.approx(-10 * np.log10(np.square(original - answer).mean()), rel=1e-4)
 
 
@@ -111,6 +111,7 @@ def test_a_finished_models_folder_is_enough(run: Path, tmp_path: Path, shards: S
     assert main(["sample", "--model", str(model), "--count", "3"]) == 0
     assert main(["reconstruct", "--model", str(model), "--shards", str(shards.folder), "--count", "3"]) == 0
     assert sorted(path.name for path in (model / "explore").iterdir()) == [
+        "reconstruct-val.csv",
         "reconstruct-val.json",
         "reconstruct-val.png",
         "sample-fitted.json",

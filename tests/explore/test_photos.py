@@ -124,7 +124,7 @@ def test_a_folder_gives_all_its_photos_in_order_and_passes_over_what_is_none(tmp
     assert np.array_equal(found.images[1].permute(1, 2, 0).numpy(), pixels(single[None])[0])
     few = read_photos(known, [folder, folder / "2.png"], 2)
     assert few.names == ("0.png", "1.png", "2.png")
-    assert few.left_out == (f"{folder}: 3 more photos are not shown",)
+    assert few.left_out == (f"{folder}: all but the first 2 of 5 photos",)
 
 
 @pytest.mark.parametrize(
