@@ -61,8 +61,10 @@ class Morph(Common):
     """Pictures from one face to the next, both included. The films have four times as many."""
 
     def check(self) -> None:
-        """Raise `UserError` for fewer than two steps or one face."""
+        """Raise `UserError` for steps that are none or fill the memory."""
         check_at_least(2, steps=self.steps)
+        if self.steps > 24:
+            raise UserError(f"--steps must be at most 24; got {self.steps}. The films have four times as many anyway.")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from train.similarity import psnr
 
 FINER = 4
 """Pictures of a film for each step of the strip."""
-MOST_FACES = 32
+MOST_FACES = 12
 _FRAME_MS, _REST_MS = 60, 700
 
 
@@ -95,7 +95,8 @@ def _faces(trained: Trained, command: Morph) -> Faces:
         return drawn_faces(trained, command.split, 2, command.seed)
     faces = load_faces(trained, command.faces, command.split)
     if not 2 <= len(faces) <= MOST_FACES:
-        raise UserError(f"a morph must be between 2 to {MOST_FACES} faces; got {len(faces)}. Name a face to go to.")
+        remedy = "Name a face to go to" if len(faces) < 2 else "Name fewer"
+        raise UserError(f"a morph must have from 2 to {MOST_FACES} faces; got {len(faces)}. {remedy}.")
     return faces
 
 

@@ -159,12 +159,14 @@ def test_numbers_and_keys_name_the_same_faces(tmp_path: Path, shards: ShardSet) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["0"], "a morph must be between 2 to 32 faces; got 1"),
+        (["0"], "a morph must have from 2 to 12 faces; got 1. Name a face to go to."),
         (["0", "7"], "a number of the val split must be below 7; got 7"),
         (["0", "nobody"], "got 'nobody', which is none in val. Numbers go from 0 to 6"),
         (["0", "gone.jpg"], "a photo must be a file; got gone.jpg"),
         (["test:0", "0"], "got 'test'"),
         (["0", "1", "--steps", "1"], "--steps must be at least 2; got 1"),
+        (["0", "1", "--steps", "25"], "--steps must be at most 24; got 25"),
+        (["0"] * 13, "a morph must have from 2 to 12 faces; got 13. Name fewer."),
     ],
 )
 def test_mistakes_are_one_line(
