@@ -68,6 +68,12 @@ class Morph(Common):
 
 
 @dataclass(frozen=True)
+class Report(Common):
+    """One HTML file about a run: its data, its course, its grids, all results of the other commands, its costs, and
+    how to make it again. It needs no network and no model, and shows whatever is there."""
+
+
+@dataclass(frozen=True)
 class Sample(Common):
     """New faces."""
 
@@ -88,9 +94,10 @@ class Sample(Common):
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Morph, tyro.conf.subcommand("morph")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
 )
-MODULES: dict[type[Common], str] = {Reconstruct: "reconstruct", Morph: "morph", Sample: "sample"}
+MODULES: dict[type[Common], str] = {Reconstruct: "reconstruct", Morph: "morph", Report: "report", Sample: "sample"}
 """By command, the file in this folder with its `run(command, console) -> list of the files that it wrote`."""
 
 

@@ -19,7 +19,7 @@ from train.state import audit_as_json
 from train.validation import draw_curves_of, paint, score_held_out
 
 FINAL_PRIOR_FACTOR = 10
-_OF_THIS_MACHINE = (
+OF_THIS_MACHINE = (
     "data.shards",
     "data.cache",
     "data.cache_bytes",
@@ -88,7 +88,7 @@ def describe_training(session: Session) -> dict[str, Any]:
     """How a model came about, as `training.json` has it."""
     state, shards, accelerator = session.state, session.shards, session.accelerator
     config = {
-        section: {key: value for key, value in values.items() if f"{section}.{key}" not in _OF_THIS_MACHINE}
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in OF_THIS_MACHINE}
         for section, values in session.facts["config"].items()
         if section != "checkpoint"
     }

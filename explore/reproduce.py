@@ -1,0 +1,109 @@
+"""How to make a run again: the commands, from what the shard set and the run recorded of themselves."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from explore.evidence import Evidence
+from explore.wording import without_places
+from shard_tool.cli import MakeShards
+
+_OPTIONS = (
+    "size",
+    "crop",
+    "encode",
+    "quality",
+    "subsampling",
+    "background",
+    "upscale",
+    "exact",
+    "val_fraction",
+    "shard_samples",
+    "seed",
+    "keep_order",
+    "drop_duplicates",
+    "limit",
+)
+"""Options of make-shards that are called as they are recorded."""
+_SAME: dict[str, dict[Any, Any]] = {
+    "background": {"white": "#ffffff", "black": "#000000"},
+    "shard_samples": {None: 4096},
+}
+"""Values that are recorded in another way than they are given."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A few words, and what to type."""
+
+    words: str
+    command: str
+
+
+def steps_of(evidence: Evidence) -> list[Step]:
+    """From the photos to the model, as far as it is known."""
+    shards = evidence.shards
+    name = shards.name if shards is not None else (evidence.training.get("data") or {}).get("name", "SHARDS")
+    place = f"shards/{without_places(str(name))}"
+    steps = []
+    for number, part in enumerate(shards.parts if shards is not None else ()):
+        settings, source = part.get("settings"), part.get("source")
+        if isinstance(settings, Mapping) and isinstance(source, Mapping):
+            steps.append(_build(settings, source, place, append=number > 0))
+    if shards is not None and not steps:
+        steps.append(Step("The shard set was not made by make-shards; its fingerprint says which one it was.", ""))
+    if evidence.config:
+        steps.append(Step(f"Save these settings as {evidence.name}.toml:", portable_toml(evidence.config)))
+    toml = f"{evidence.name}.toml" if evidence.config else "CONFIG.toml"
+    steps.append(
+        Step(
+            "Train. The same command goes on where it was stopped.",
+            f"accelerate launch train/run.py {shlex.quote(toml)} --data.shards {shlex.quote(place)} "
+            f"--run.dir {shlex.quote(f'runs/{evidence.name}')}",
+        )
+    )
+    return steps
+
+
+def build_options(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The words of make-shards' options for recorded settings, those at their default left out."""
+    for name in _OPTIONS:
+        default = getattr(MakeShards, name)
+        default = _SAME.get(name, {}).get(default, default)
+        value = settings.get(name)
+        if value is None or value == default:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        yield from [option] if value is True else [option, str(value)]
+    if settings.get("shard_bytes"):
+        yield from ("--shard-size", str(settings["shard_bytes"]))
+    if settings.get("json") is False:
+        yield "--no-json"
+    if settings.get("labels"):
+        yield from ("--labels", str(settings["labels"]))
+
+
+def portable_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
+    """The settings as TOML, without a place of this machine."""
+    return tomli_w.dumps(
+        {
+            section: {key: without_places(value) if isinstance(value, str) else value for key, value in values.items()}
+            for section, values in config.items()
+        }
+    )
+
+
+def _build(settings: Mapping[str, Any], source: Mapping[str, Any], place: str, *, append: bool) -> Step:
+    words = ["shard_tool", "make-shards", "PHOTOS", "--out", place, *build_options(settings)]
+    words += ["--append"] if append else []
+    photos = source.get("photos")
+    count = f"the {photos:,} photos" if isinstance(photos, int) else "the photos"
+    origin = without_places(str(source.get("source_name", "unknown")))
+    listing = str(source.get("listing_sha256") or "")[:16]
+    digest = f" (sha256 of their list {listing}…)" if listing else ""
+    return Step(
+        f"{'Add' if append else 'Make'} the shard set. PHOTOS are {count} of “{origin}”{digest}.", shlex.join(words)
+    )
