@@ -91,7 +91,8 @@ def _chart(
     left, top, right, bottom = FRAME
 
     def place(position: float, value: float) -> Point:
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
+        # Beyond the frame it is cut off; far beyond it needs no exact place.
+        share = min(max((value - low) / (high - low), -0.5), 1.5)
         return round(left + position / end * (right - left), 1), round(bottom - share * (bottom - top), 1)
 
     columns: dict[int, list[tuple[float, float]]] = {}
@@ -104,8 +105,8 @@ def _chart(
     upper = [
         place(middle[0], max(v for _, v in points)) for middle, points in zip(middles, columns.values(), strict=True)
     ]
-    last = [f"training {short(middles[-1][1])}"] if middles else []
-    last += [f"held-out images {held_y[-1]:.4g}"] if len(held_y) else []
+    last = [f"{'training ' if len(held_y) else ''}{short(middles[-1][1])}"] if middles else []
+    last += [f"held-out images {short(float(held_y[-1]))}"] if len(held_y) else []
     return Chart(
         title,
         unit,

@@ -140,7 +140,8 @@ def _own(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     sections = {}
     for section, values in config.items():
         if isinstance(values, Mapping):
-            kept = {key: value for key, value in values.items() if f"{section}.{key}" not in OF_THIS_MACHINE}
+            left_out = (*OF_THIS_MACHINE, "run.fresh")  # The latter says nothing any more.
+            kept = {key: value for key, value in values.items() if f"{section}.{key}" not in left_out}
             sections[section] = {key: value for key, value in kept.items() if value is not None}
     return {section: values for section, values in sections.items() if values}
 

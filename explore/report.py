@@ -85,7 +85,7 @@ def render(evidence: Evidence, results: Path) -> str:
         costs=_costs(evidence),
         ledger=_ledger(evidence),
         settings=_settings(evidence),
-        steps=steps_of(evidence),
+        steps=steps_of(evidence, [section.kind.command for section in sections if section.kind.command]),
         versions=_versions(evidence),
         missing=missing,
         undone=undone,
@@ -121,11 +121,11 @@ def _cards(evidence: Evidence) -> list[Card]:
     summary, cards = evidence.summary, []
     latent = (evidence.model.get("architecture") or evidence.config.get("model") or {}).get("latent")
     for key, name, form in (
-        ("psnr_db", "PSNR, dB", "{:.2f}"),
+        ("psnr_db", "PSNR", "{:.2f} dB"),
         ("ssim", "SSIM", "{:.3f}"),
-        ("rate_nats", "rate, nats an image", "{:.0f}"),
+        ("rate_nats", "rate", "{:.0f} nats"),
         ("bits_per_dimension", "bits a dimension", "{:.2f}"),
-        ("active_units", "latent dimensions in use", "{:.0f}"),
+        ("active_units", "active dimensions", "{:.0f}"),
     ):
         value = scores.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
@@ -161,7 +161,7 @@ def _data(evidence: Evidence) -> list[tuple[str, str]]:
     return [
         ("shard set", without_places(shards.name)),
         ("images", splits),
-        ("left out", f"{shards.rejected:,} inputs that gave no image"),
+        *([("left out", f"{shards.rejected:,} inputs that gave no image")] if shards.rejected else []),
         ("size, encoding", f"{shards.image_size} x {shards.image_size} px, {shards.encoding}"),
         ("shards", f"{count:,}, {show(size, 'bytes')}"),
         ("labels", labels if shards.attributes or shards.classes else "none"),

@@ -1,7 +1,7 @@
 """How to make a run again: the commands, from what the shard set and the run recorded of themselves."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ class Step:
     command: str
 
 
-def steps_of(evidence: Evidence) -> list[Step]:
-    """From the photos to the model, as far as it is known."""
+def steps_of(evidence: Evidence, commands: Sequence[str]) -> list[Step]:
+    """From the photos to the model, as far as it is known, and to the pictures of the explore `commands`."""
     shards = evidence.shards
     name = shards.name if shards is not None else (evidence.training.get("data") or {}).get("name", "SHARDS")
     place = f"shards/{without_places(str(name))}"
@@ -65,6 +65,10 @@ def steps_of(evidence: Evidence) -> list[Step]:
             f"--run.dir {shlex.quote(f'runs/{evidence.name}')}",
         )
     )
+    if commands:
+        run = shlex.quote(f"runs/{evidence.name}")
+        words = "Look at it. The options that were used stand below each picture."
+        steps.append(Step(words, "\n".join(f"explore {command} --run {run}" for command in (*commands, "report"))))
     return steps
 
 

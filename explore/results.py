@@ -12,6 +12,7 @@ from typing import Any
 
 from explore.embed import Picture, embed_file
 from explore.wording import UNKNOWN, flat, label, show, without_places
+from pipeline.format import SPLITS
 
 PICTURES, NUMBERS = (".png", ".gif", ".jpg", ".jpeg", ".webp"), (".json", ".csv")
 MOST_ROWS = 100
@@ -141,6 +142,14 @@ def table_of(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return Table(title, tuple(map(label, head)), found, left_out)
 
 
+def _upright(table: Table) -> Table:
+    """A table of few rows and many columns with both exchanged: a screen is longer than wide."""
+    if len(table.head) < 8 or len(table.rows) > 4 or table.left_out:
+        return table
+    rows = list(zip(table.head, *table.rows, strict=True))
+    return Table(table.title, rows[0], rows[1:])
+
+
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """The files of each name, pictures first; films beside the strip that they belong to."""
     found: dict[str, list[Path]] = {}
@@ -164,14 +173,21 @@ def _first_word(name: str) -> str:
     return name.replace("_", "-").partition("-")[0].lower()
 
 
+def _title(name: str, kind: Kind) -> str:
+    """What distinguishes it within its section: `reconstruct-val` is `Val split`."""
+    rest = name.partition("-")[2] if _first_word(name) in kind.words else name
+    title = label(rest or name)
+    return title[:1].upper() + title[1:] + (" split" if rest in SPLITS else "")
+
+
 def _exhibit(name: str, kind: Kind, paths: list[Path], missing: list[str]) -> Exhibit:
-    title = label(name)
-    exhibit = Exhibit(name, title[:1].upper() + title[1:])
+    title = _title(name, kind)
+    exhibit = Exhibit(name, title)
     for path in paths:
         try:
             if path.suffix.lower() in PICTURES:
                 text = f"{kind.title}: {label(path.stem)}. {kind.lead}".strip()
-                caption = label(path.stem) if path.stem != name else ""
+                caption = _title(path.stem, kind) if path.stem != name else ""
                 exhibit.pictures.append(embed_file(path, text, caption))
             elif path.suffix == ".json":
                 _add_json(exhibit, json.loads(_read(path)))
@@ -195,7 +211,7 @@ def _add_json(exhibit: Exhibit, found: Any) -> None:
             rows = [dict(flat(row)) for row in value]
             head = tuple(dict.fromkeys(key for row in rows for key in row))
             table = table_of(label(name), head, ([row.get(key) for key in head] for row in rows))
-            exhibit.tables.append(table)
+            exhibit.tables.append(_upright(table))
         else:
             parts = [label(part) for part in name.split(" · ")]
             exhibit.facts.append((" · ".join(parts), show(value, name)))
