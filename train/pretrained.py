@@ -4,6 +4,7 @@
       config.json          architecture, figures, and the sha256 of the tensors' files; written last
       model.safetensors    the averaged weights
       prior.safetensors    mean and covariance of the aggregate posterior
+      priors.safetensors   where `explore fit-prior` ran: what it fitted, of these weights
       training.json        how it came about: the resolved config, and the sums that an audit compares
       README.md            the model card, with grid.png and curves.png
 
@@ -37,7 +38,8 @@ TRAINING_FILE = "training.json"
 CARD_FILE = "README.md"
 GRID_FILE = "grid.png"
 CURVES_FILE = "curves.png"
-EXTRA_FILES = (TRAINING_FILE, CARD_FILE, GRID_FILE, CURVES_FILE)
+PRIORS_FILE = "priors.safetensors"
+EXTRA_FILES = (TRAINING_FILE, CARD_FILE, GRID_FILE, CURVES_FILE, PRIORS_FILE)
 """What belongs to the model without being needed to use it."""
 _ATTEMPTS = 3
 

@@ -1,0 +1,81 @@
+"""The priors that were fitted to a model's aggregate posterior, as one file that belongs to these weights alone.
+
+`priors.safetensors` holds the components' weights, means and Cholesky factors; its header says of which weights they
+are, what was measured, and a hash of all of it. So tensors and what is said of them cannot part, and neither a
+damaged file nor one of other weights is ever drawn from.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.errors import CheckpointError
+from pipeline.files import write_atomic
+from train.checkpoint import weights_sha256
+from train.mixture import Mixture
+
+_VERSION = 1
+_TENSORS = ("weights", "means", "factors")
+
+
+@dataclass(frozen=True)
+class FittedPriors:
+    """What `explore fit-prior` found."""
+
+    fitted: dict[str, Mixture]
+    """By name: `gaussian`, and `mixture` where there were images enough."""
+    default: str
+    """The best by measurement: one of these or `standard`, which is N(0, I)."""
+    facts: dict[str, Any]
+    """Of which images they were made, and what was measured; JSON values."""
+
+
+def write_priors(path: Path, priors: FittedPriors, weights: str) -> None:
+    """Write all of it in one step; `weights` is the `weights_sha256` of the model."""
+    tensors = {
+        f"{name}.{part}": getattr(mixture, part).contiguous()
+        for name, mixture in priors.fitted.items()
+        for part in _TENSORS
+    }
+    about = {
+        "version": _VERSION,
+        "weights_sha256": weights,
+        "tensors_sha256": weights_sha256(tensors),
+        "names": list(priors.fitted),
+        "default": priors.default,
+        "facts": priors.facts,
+    }
+    text = json.dumps(about, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, save(tensors, {"priors": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def read_priors(path: Path, weights: str) -> FittedPriors:
+    """Read what `write_priors` wrote.
+
+    Raises `CheckpointError` where the file is damaged, or was fitted to other weights.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text, sha256 = (file.metadata()[name] for name in ("priors", "sha256"))
+            about = json.loads(text)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        whole = (hashlib.sha256(text.encode()).hexdigest(), weights_sha256(tensors)) == (
+            sha256,
+            about["tensors_sha256"],
+        )
+        if not whole or about["version"] != _VERSION:
+            raise CheckpointError(f"{path} must be as it was written; got other bytes. Run fit-prior again.")
+        if about["weights_sha256"] != weights:
+            raise CheckpointError(
+                f"{path} must be fitted to the model's weights; got priors of others. Run fit-prior again."
+            )
+        mixtures = {name: Mixture(*(tensors[f"{name}.{part}"] for part in _TENSORS)) for name in about["names"]}
+        return FittedPriors(mixtures, about["default"], about["facts"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} must be readable; got '{error}'. Run fit-prior again.") from error
