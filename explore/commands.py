@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -91,14 +91,44 @@ class Sample(Common):
         check_at_least(1, count=self.count, columns=self.columns)
 
 
-Command = (
-    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
-    | Annotated[Morph, tyro.conf.subcommand("morph")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-)
-MODULES: dict[type[Common], str] = {Reconstruct: "reconstruct", Morph: "morph", Report: "report", Sample: "sample"}
-"""By command, the file in this folder with its `run(command, console) -> list of the files that it wrote`."""
+@dataclass(frozen=True)
+class Score(Common):
+    """Figures: how true reconstructions are, and how like real faces the new ones of each prior."""
+
+    split: Literal["val", "test", "train"] = "val"
+    """The images that all others are compared with."""
+    count: int | None = None
+    """How many of them, and of each set that is compared. Default: all of the split, at most 10,000."""
+    seeds: int = 3
+    """Draws of new faces, of posterior samples and of real images, for the mean and the deviation of a figure."""
+    features: Path | None = None
+    """TorchScript network [B, 3, H, W] -> [B, F] on values from 0 to 255, for Frechet and kernel distance: FID and KID
+    by NVIDIA's inception-2015-12-05.pt. Precision, recall, density and coverage are on its features too."""
+    features_name: str | None = None
+    """What to call it; `inception` makes its distances FID and KID. Default: the file's name."""
+    features_size: int | None = None
+    """Side in pixels that images are resized to for it. Default: as they are; NVIDIA's resizes by itself."""
+
+    def check(self) -> None:
+        """Raise `UserError` for counts that are too small, and for words about features that are not given."""
+        check_at_least(1, seeds=self.seeds, features_size=self.features_size)
+        check_at_least(LEAST_SCORED, count=self.count)
+        if self.features is None and (self.features_name or self.features_size):
+            raise UserError("--features-name and --features-size must go with a network; got none. Add --features.")
+
+
+LEAST_SCORED = 10
+"""Images that a score needs: fewer have not the neighbours that it looks for."""
+
+
+COMMANDS: dict[str, type[Common]] = {
+    "reconstruct": Reconstruct,
+    "sample": Sample,
+    "morph": Morph,
+    "score": Score,
+    "report": Report,
+}
+"""By name. The file of that name in this folder has `run(command, console) -> list of the files that it wrote`."""
 
 
 def check_at_least(least: int, **values: int | None) -> None:

@@ -92,7 +92,10 @@ class Pyramid:
         mean = first / count
         covariance = second / count - torch.outer(mean, mean)
         scale = torch.cat(
-            [(1 / part.sum().clamp(min=1e-12).sqrt()).expand(len(part)) for part in covariance.diag().split(blocks)]
+            [
+                (1 / part.sum().clamp(min=1e-12).sqrt()).expand(len(part))
+                for part in torch.split(covariance.diag(), blocks)
+            ]
         )
         covariance = covariance * scale[:, None] * scale[None, :]
         variances, axes = torch.linalg.eigh(covariance)
@@ -158,7 +161,8 @@ class Extractor:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # There is no other reader of such files.
-                module = torch.jit.load(str(path), map_location=device).eval()
+                load: Any = torch.jit.load
+                module = load(str(path), map_location=device).eval()
             known = {argument.name for argument in module.forward.schema.arguments}
         except (RuntimeError, ValueError, AttributeError) as error:
             raise UserError(

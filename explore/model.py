@@ -1,6 +1,7 @@
 """A trained model with the data it was trained on, from a run folder or a finished model's folder."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from pipeline import ShardSet
 from pipeline.errors import CheckpointError, UserError
 from train.architectures import Architecture
 from train.checkpoint import generations, read_newest
-from train.config import load_config
+from train.config import LossConfig, load_config
 from train.evaluate import Gaussian, aggregate_posterior
 from train.models import FaceVAE
+from train.objectives import Likelihood, RunningError
 from train.pretrained import CONFIG_FILE, load_pretrained
 from train.runfolder import RunFolder
 
@@ -33,6 +35,13 @@ class Trained:
     home: Path
     """The run's folder or the model's."""
     device: torch.device
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's density, at the scale that training ended with."""
+        if self.facts["objective"] == "l1":
+            return Likelihood("laplace", self.facts["sigma"] / math.sqrt(2))
+        return Likelihood("gaussian", self.facts["sigma"] ** 2)
 
     def require_shards(self) -> ShardSet:
         """The shard set; `UserError` where none is known."""
@@ -115,7 +124,14 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
         model.load_state_dict(generation.parts["ema"])
     except RuntimeError as error:
         raise CheckpointError(f"{folder.path} must fit its own config; got '{json.dumps(str(error))}'.") from error
-    return model.to(device).eval(), {"shardset": generation.state["shardset"], "position": generation.position}
+    objective = generation.state["config"]["loss"]["objective"]
+    likelihood = Likelihood.of(LossConfig(objective=objective), RunningError(**generation.state["error"]))
+    return model.to(device).eval(), {
+        "shardset": generation.state["shardset"],
+        "position": generation.position,
+        "objective": objective,
+        "sigma": likelihood.std,
+    }
 
 
 def _check_same_data(folder: RunFolder, shards: ShardSet, facts: dict[str, Any]) -> None:

@@ -93,11 +93,16 @@ def score(
         sharpness=sums["answered detail"] / sums["detail"] if sums["detail"] else 1.0,
         rate_nats=rate,
         distortion_nats=distortion,
-        # The density is one of intensities in [0, 1], of which a step of 8 bits is 1/256.
-        bits_per_dimension=(rate + distortion) / (dimensions * math.log(2)) + 8,
+        bits_per_dimension=bits_per_dimension(rate + distortion, dimensions),
         active_units=int((second / count - (first / count).square() > ACTIVE_VARIANCE).sum()),
         images=count,
     )
+
+
+def bits_per_dimension(nats: float, dimensions: int) -> float:
+    """Nats an image as bits a pixel and channel, of intensities in 256 steps."""
+    # The density is one of intensities in [0, 1], of which a step of 8 bits is 1/256.
+    return nats / (dimensions * math.log(2)) + 8
 
 
 @torch.inference_mode()

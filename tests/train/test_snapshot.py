@@ -7,7 +7,7 @@ import torch
 
 import train.snapshot
 from pipeline.format import ShardSet
-from tests.train.tiny import BATCH, TOTAL_IMAGES, FakeAccelerator, generation_of, tiny_config, tiny_state, updates
+from tests.train.tiny import generation_of, tiny_config, tiny_state, updates
 from train.checkpoint import weights_sha256
 from train.snapshot import Snapshot, Tensors
 from train.update import apply_update
