@@ -121,11 +121,33 @@ LEAST_SCORED = 10
 """Images that a score needs: fewer have not the neighbours that it looks for."""
 
 
+@dataclass(frozen=True)
+class Attributes(Common):
+    """A direction in latent space for every attribute of the set, how well each is told, and faces moved along them."""
+
+    faces: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Photos, folders of them, or numbers or keys of images of the set (12, val:12, val:000123).
+    Default: three of the held-out images, drawn by the seed."""
+    only: str | None = None
+    """Attributes to show, e.g. Smiling,Eyeglasses. Default: all."""
+    apply: str | None = None
+    """Change the faces, and do nothing else: e.g. Smiling=2,Eyeglasses=-1. One unit is from without to with."""
+    directions: Literal["adjusted", "plain"] = "adjusted"
+    """adjusted: the other attributes held fixed; plain: the difference of the means of faces with and without it."""
+    images: int | None = None
+    """Training images to make the directions from. Default: those that are stored, else 20,000."""
+
+    def check(self) -> None:
+        """Raise `UserError` for too few images."""
+        check_at_least(2, images=self.images)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "reconstruct": Reconstruct,
     "sample": Sample,
     "morph": Morph,
     "score": Score,
+    "attributes": Attributes,
     "report": Report,
 }
 """By name. The file of that name in this folder has `run(command, console) -> list of the files that it wrote`."""

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -62,6 +64,10 @@ class Directions:
     """[A] The same of the projection on `vectors`."""
     auc_plain: tuple[float, ...]
     """[A] The same of the projection on `plain`."""
+    auc_errors: tuple[float, ...]
+    """[A] Standard error of `auc` (Hanley and McNeil 1982)."""
+    held_out_with: tuple[int, ...]
+    """[A] Held-out images that have the attribute."""
     shares: Mapping[str, float]
     """Share of the training images that have the attribute, by name, those of no direction too."""
     images: int
@@ -71,11 +77,12 @@ class Directions:
     held_out_from: str
     """Where those come from: `val`, `test`, or `train` (its last tenth, then not used for the directions)."""
 
-    def moved(self, latents: Tensor, amounts: Mapping[str, float]) -> Tensor:
+    def moved(self, latents: Tensor, amounts: Mapping[str, float], *, plain: bool = False) -> Tensor:
         """`latents` [B, Z], changed by so many units of each attribute; `UserError` for a name that is none."""
-        step = torch.zeros_like(self.vectors[0])
+        vectors = self.plain if plain else self.vectors
+        step = torch.zeros_like(vectors[0])
         for name, amount in amounts.items():
-            step += amount * self.vectors[self.number(name)]
+            step += amount * vectors[self.number(name)]
         return latents + step.to(latents.device)
 
     def number(self, name: str) -> int:
@@ -130,7 +137,8 @@ def compute_directions(trained: Trained, console: Console | None, images: int) -
         )
     plain, adjusted, discriminant = solve(moments, kept)
     versions = torch.cat([plain, adjusted, discriminant]).float()
-    aucs, count = _aucs(trained, held_out, used, images, versions, kept, console)
+    aucs, truth = _aucs(trained, held_out, used, images, versions, kept, console)
+    having = truth.sum(0).tolist()
     return Directions(
         names=tuple(names[number] for number in kept),
         vectors=adjusted.float(),
@@ -138,9 +146,14 @@ def compute_directions(trained: Trained, console: Console | None, images: int) -
         auc_plain=tuple(aucs[: len(kept)]),
         auc_adjusted=tuple(aucs[len(kept) : 2 * len(kept)]),
         auc=tuple(aucs[2 * len(kept) :]),
+        auc_errors=tuple(
+            auc_error(auc, with_it, len(truth) - with_it)
+            for auc, with_it in zip(aucs[2 * len(kept) :], having, strict=True)
+        ),
+        held_out_with=tuple(having),
         shares=shares,
         images=used,
-        held_out=count,
+        held_out=len(truth),
         held_out_from=held_out,
     )
 
@@ -161,6 +174,15 @@ def solve(moments: Moments, kept: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     return plain, adjusted, discriminant
 
 
+def auc_error(auc: float, with_it: int, without: int) -> float:
+    """Standard error of an area under the ROC curve (Hanley and McNeil 1982, equation 1); nan where that is nan."""
+    if math.isnan(auc):
+        return math.nan
+    first, second = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (with_it - 1) * (first - auc**2) + (without - 1) * (second - auc**2)
+    return math.sqrt(max(0.0, variance) / (with_it * without))
+
+
 def held_out_split(trained: Trained) -> str:
     """The split to try things on: `val`, else `test`, else `train`."""
     splits = trained.require_shards().splits
@@ -175,8 +197,8 @@ def _used(trained: Trained, images: int) -> int:
 
 def _aucs(
     trained: Trained, split: str, used: int, images: int, versions: Tensor, kept: list[int], console: Console | None
-) -> tuple[list[float], int]:
-    """ROC AUC of the projections on each row of `versions` [3 A, Z], and how many images told it."""
+) -> tuple[list[float], NDArray[np.int8]]:
+    """ROC AUC of the projections on each row of `versions` [3 A, Z], and the labels [N, A] that told it."""
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
@@ -198,7 +220,7 @@ def _aucs(
         mine = truth[:, number % len(kept)]
         both = len(mine) > 0 and mine.min() < mine.max()
         found.append(float(roc_auc_score(mine, projected[:, number])) if both else math.nan)
-    return found, len(truth)
+    return found, truth
 
 
 def _identity(trained: Trained) -> dict[str, Any]:
