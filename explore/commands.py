@@ -142,12 +142,28 @@ class Attributes(Common):
         check_at_least(2, images=self.images)
 
 
+@dataclass(frozen=True)
+class App(Common):
+    """A page on this machine: sliders for faces, your own photos, morphs."""
+
+    port: int | None = None
+    """Port of 127.0.0.1. Default: the first that is free from 7860 on."""
+    open: bool = False
+    """Open it in the browser."""
+
+    def check(self) -> None:
+        """Raise `UserError` for what is no port."""
+        if self.port is not None and not 0 <= self.port <= 65535:
+            raise UserError(f"--port must be from 0 to 65535; got {self.port}. Leave it out to get a free one.")
+
+
 COMMANDS: dict[str, type[Common]] = {
     "reconstruct": Reconstruct,
     "sample": Sample,
     "morph": Morph,
     "score": Score,
     "attributes": Attributes,
+    "app": App,
     "report": Report,
 }
 """By name. The file of that name in this folder has `run(command, console) -> list of the files that it wrote`."""
