@@ -9,14 +9,14 @@ visitor sees is in that visitor's `gr.State`; the studio is shared and never cha
 
 import base64
 import html
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from explore.studio import STEPS, Dimension, Face, Studio, enlarged, png
+from explore.studio import Dimension, Face, Studio, enlarged, png
 from pipeline.errors import UserError
 
 try:
@@ -144,7 +144,7 @@ def _face_tab(studio: Studio, seed: int) -> None:
         return started(studio.random_face(_seed(number), 1.0 if temperature is None else temperature))
 
     def next_drawn(number: float | None, temperature: float | None) -> list[Any]:
-        following = (_seed(number) + 1) % _LARGEST_SEED
+        following = _next(_seed(number))
         return [following, *drawn(following, temperature)]
 
     def uploaded(path: str | None) -> list[Any]:
@@ -205,70 +205,74 @@ def _slider(low: float, high: float, value: float, **settings: Any) -> Any:
 
 
 def _morph_tab(studio: Studio, seed: int) -> None:
-    ends = [studio.random_face(seed), studio.random_face(seed + 1)]
     drawn = gr.State(seed + 1)
     saved = gr.JSON(visible=False)
-    states, pictures, uploads, buttons, notices = [], [], [], [], []
-    middle = _figure(studio.picture(studio.between(*ends, 0.5, "spherical")), "Half way")
     with gr.Row(elem_classes="morph"):
-        for side, end in zip(("left", "right"), ends, strict=True):
-            with gr.Column(min_width=0, elem_classes=["end", side]):
-                states.append(gr.State(end))
-                pictures.append(
-                    gr.HTML(_figure(studio.picture(end.latent), end.caption), elem_id=side, js_on_load=None)
-                )
-                buttons.append(gr.Button("Random face", elem_id=f"{side}-random", min_width=0))
-                uploads.append(_upload(f"{side}-upload"))
-                notices.append(gr.HTML(elem_id=f"{side}-notice", elem_classes="notice", js_on_load=None))
+        left = _end("left", studio, studio.random_face(seed))
+        right = _end("right", studio, studio.random_face(seed + 1))
         with gr.Column(min_width=0, elem_classes="between"):
-            result = gr.HTML(middle, elem_id="morph", js_on_load=None)
+            half = studio.between(left.first, right.first, 0.5, "spherical")
+            result = gr.HTML(_figure(studio.picture(half), "Half way"), elem_id="morph", js_on_load=None)
             with gr.Column(elem_classes="card"):
-                share = _slider(0, 1, 0.5, label="From left to right", step=1 / STEPS, elem_id="share")
-                how = gr.Radio(
-                    [("Spherical", "spherical"), ("Linear", "linear")], value="spherical", label="Path", elem_id="path"
-                )
+                share = _slider(0, 1, 0.5, label="From left to right", step=0.01, elem_id="share")
+                ways = [("Spherical", "spherical"), ("Linear", "linear")]
+                way = gr.Radio(ways, value="spherical", label="Path", elem_id="path", min_width=0)
             download = gr.Button("Download GIF", variant="primary", elem_id="download-gif", min_width=0)
 
-    way = [*states, share, how]
+    place = [left.face, right.face, share, way]
 
-    def shown(left: Face, right: Face, share: float | None, how: str) -> str:
-        part = 0.5 if share is None else share
-        caption = f"{1 - part:.0%} left, {part:.0%} right"
-        return _figure(studio.picture(studio.between(left, right, part, how)), caption)
+    def shown(left: Face, right: Face, share: float, way: str) -> str:
+        caption = f"{1 - share:.0%} left, {share:.0%} right"
+        return _figure(studio.picture(studio.between(left, right, share, way)), caption)
 
-    def placed(side: int, new: Face, left: Face, right: Face, share: float | None, how: str) -> list[Any]:
-        both = [new, right] if side == 0 else [left, new]
-        return [new, _figure(studio.picture(new.latent), new.caption), "", shown(*both, share, how)]
+    def changed(side: str, new: Face, old_left: Face, old_right: Face, share: float, way: str) -> list[Any]:
+        ends = (new, old_right) if side == "left" else (old_left, new)
+        return [new, _figure(studio.picture(new.latent), new.caption), "", shown(*ends, share, way)]
 
-    def random_for(side: int) -> Callable[..., list[Any]]:
-        def choose(seed: int, *way: Any) -> list[Any]:
-            following = (seed + 1) % _LARGEST_SEED
-            return [following, *placed(side, studio.random_face(following), *way)]
+    def draw(side: str, seed: int, *place: Any) -> list[Any]:
+        new = studio.random_face(_next(seed))
+        return [new.seed, *changed(side, new, *place)]
 
-        return choose
+    def upload(side: str, path: str | None, *place: Any) -> list[Any]:
+        new, problem = _read(studio, path)
+        if new is None:
+            return [None, gr.skip(), gr.skip(), _alert(problem), gr.skip()]
+        return [None, *changed(side, new, *place)]
 
-    def photo_for(side: int) -> Callable[..., list[Any]]:
-        def choose(path: str | None, *way: Any) -> list[Any]:
-            new, problem = _read(studio, path)
-            if new is None:
-                return [None, gr.skip(), gr.skip(), _alert(problem), gr.skip()]
-            return [None, *placed(side, new, *way)]
+    def downloaded(left: Face, right: Face, way: str) -> list[str]:
+        return [f"{left.name}-{right.name}.gif", _data_url(studio.film(left, right, way), "gif")]
 
-        return choose
+    for side, end in (("left", left), ("right", right)):
+        outputs = [end.face, end.picture, end.notice, result]
+        end.another.click(partial(draw, side), [drawn, *place], [drawn, *outputs], **_FAST)
+        end.upload.upload(partial(upload, side), [end.upload, *place], [end.upload, *outputs], **_ONCE)
+    share.input(shown, place, result, **_FAST)
+    way.input(shown, place, result, **_FAST)
+    download.click(downloaded, [left.face, right.face, way], saved, **_ONCE).then(None, saved, None, js=_SAVE)
 
-    def downloaded(left: Face, right: Face, how: str) -> list[str]:
-        data = studio.morph(left, right, how, smooth=True)
-        return [f"{left.name}-{right.name}.gif", _data_url(data, "gif")]
 
-    for side, (state, picture, button, upload, notice) in enumerate(
-        zip(states, pictures, buttons, uploads, notices, strict=True)
-    ):
-        changed = [state, picture, notice, result]
-        button.click(random_for(side), [drawn, *way], [drawn, *changed], **_FAST)
-        upload.upload(photo_for(side), [upload, *way], [upload, *changed], **_ONCE)
-    share.input(shown, way, result, **_FAST)
-    how.input(shown, way, result, **_FAST)
-    download.click(downloaded, [*states, how], saved, **_ONCE).then(None, saved, None, js=_SAVE)
+@dataclass(frozen=True)
+class _End:
+    """One of the two faces of a morph, with what chooses it."""
+
+    first: Face
+    face: Any
+    picture: Any
+    another: Any
+    upload: Any
+    notice: Any
+
+
+def _end(side: str, studio: Studio, first: Face) -> _End:
+    with gr.Column(min_width=0, elem_classes=["end", side]):
+        return _End(
+            first,
+            gr.State(first),
+            gr.HTML(_figure(studio.picture(first.latent), first.caption), elem_id=side, js_on_load=None),
+            gr.Button("Random face", elem_id=f"{side}-random", min_width=0),
+            _upload(f"{side}-upload"),
+            gr.HTML(elem_id=f"{side}-notice", elem_classes="notice", js_on_load=None),
+        )
 
 
 def _upload(name: str) -> Any:
@@ -306,3 +310,7 @@ def _data_url(data: bytes, kind: str) -> str:
 
 def _seed(number: float | None) -> int:
     return 0 if number is None else int(min(max(number, 0), _LARGEST_SEED))
+
+
+def _next(seed: int) -> int:
+    return (seed + 1) % (_LARGEST_SEED + 1)

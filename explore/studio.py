@@ -6,7 +6,8 @@ photo file --photo_face-->   `--between(another, share)--`
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.directions import Directions, load_directions
-from explore.encode import encoded
+from explore.encode import decoded, encoded
 from explore.model import Trained
-from explore.morph import interpolate
+from explore.morph import WAYS, Walk, film_of
 from explore.photos import load_photos
 from explore.priors import Priors, load_priors
 from pipeline.errors import UserError
@@ -33,9 +34,8 @@ RANKING_IMAGES = 512
 """Images that decide which dimensions are the strongest."""
 SHOWN_SIZE = 384
 """Pixels that a picture is at least enlarged to, by a whole factor."""
-STEPS = 100
-"""Places between two faces."""
-_GIF_STEP, _GIF_MS = 4, 60
+FILM_FRAMES = 25
+"""Pictures of a film from one face to the other."""
 
 
 @dataclass(frozen=True)
@@ -112,28 +112,19 @@ class Studio:
     @torch.inference_mode()
     def picture(self, latent: NDArray[np.float32]) -> Image.Image:
         """The face at `latent` [Z], in the model's own size."""
-        return self._pictures(torch.from_numpy(latent)[None])[0]
-
-    def between(self, one: Face, other: Face, share: float, how: str) -> NDArray[np.float32]:
-        """Latents [Z] at `share`, from 0 to 1, of the way to the other face; `how`: linear or spherical."""
-        return _array(self._way(one, other, how)[round(share * STEPS)])
+        (images,) = decoded(self.trained.model, torch.from_numpy(latent)[None], self.trained.device)
+        return Image.fromarray(images[0].permute(1, 2, 0).contiguous().numpy())
 
     @torch.inference_mode()
-    def morph(self, one: Face, other: Face, how: str, *, smooth: bool) -> bytes:
+    def between(self, left: Face, right: Face, share: float, way: str) -> NDArray[np.float32]:
+        """Latents [Z] at `share`, from 0 to 1, of the way to the right face; `way`: linear or spherical."""
+        return _array(_walked(left, right, torch.tensor([share]), way)[0])
+
+    @torch.inference_mode()
+    def film(self, left: Face, right: Face, way: str) -> bytes:
         """A GIF of the way there and back, without end."""
-        there = self._pictures(self._way(one, other, how)[::_GIF_STEP])
-        frames = [enlarged(frame, smooth=smooth) for frame in [*there, *there[-2:0:-1]]]
-        buffer = io.BytesIO()
-        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=_GIF_MS, loop=0, optimize=False)
-        return buffer.getvalue()
-
-    def _way(self, one: Face, other: Face, how: str) -> Tensor:
-        ends = (torch.from_numpy(face.latent) for face in (one, other))
-        return interpolate(*ends, STEPS + 1, how)
-
-    def _pictures(self, latents: Tensor) -> list[Image.Image]:
-        images = to_uint8(self.trained.model.decode(latents.to(self.trained.device))).permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(image) for image in images]
+        latents = _walked(left, right, torch.linspace(0, 1, FILM_FRAMES), way)
+        return film_of([Walk(latents, torch.cat(list(decoded(self.trained.model, latents, self.trained.device))))])
 
 
 def open_studio(trained: Trained, console: Console) -> Studio:
@@ -145,8 +136,11 @@ def open_studio(trained: Trained, console: Console) -> Studio:
         directions = None
     names: tuple[str, ...] = ()
     if directions is not None:
-        found = dict(zip(directions.names, directions.auc, strict=True))
-        names = tuple(sorted(found, key=lambda name: -float(found[name])))
+        # What held-out faces could not tell is nan, and comes last.
+        found = {
+            name: -1.0 if math.isnan(auc) else auc for name, auc in zip(directions.names, directions.auc, strict=True)
+        }
+        names = tuple(sorted(found, key=lambda name: -found[name]))
     return Studio(trained, load_priors(trained), directions, names, strongest_dimensions(trained))
 
 
@@ -157,9 +151,14 @@ def strongest_dimensions(trained: Trained, count: int = DIMENSIONS) -> tuple[Dim
     Without a shard set there are no images: then those that change the mean face's pixels most.
     """
     std = trained.fitted.covariance.diagonal().sqrt()
-    strength, unit = (_kl_of_dimensions(trained), "nats") if trained.shards else (_pixel_change(trained), "levels")
+    strength, unit = (_dimension_kl(trained), "nats") if trained.shards else (_pixel_change(trained), "levels")
     best = strength.argsort(descending=True, stable=True)[:count].tolist()
     return tuple(Dimension(number, float(std[number]), f"{strength[number]:.1f} {unit}") for number in best)
+
+
+def _walked(left: Face, right: Face, shares: Tensor, way: str) -> Tensor:
+    """Latents [T, Z] at `shares` [T] of the way."""
+    return WAYS[way](torch.from_numpy(left.latent), torch.from_numpy(right.latent), shares)
 
 
 def png(image: Image.Image) -> bytes:
@@ -177,7 +176,7 @@ def enlarged(image: Image.Image, *, smooth: bool) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), how)
 
 
-def _kl_of_dimensions(trained: Trained) -> Tensor:
+def _dimension_kl(trained: Trained) -> Tensor:
     """Mean KL divergence of each dimension's posterior from N(0, 1) [Z], nats."""
     total, count = torch.zeros(trained.model.latent, dtype=torch.float64), 0
     for batch in encoded(trained, "train", RANKING_IMAGES):
@@ -188,18 +187,12 @@ def _kl_of_dimensions(trained: Trained) -> Tensor:
 
 
 def _pixel_change(trained: Trained) -> Tensor:
-    """Mean change of a pixel [Z], of 255 levels, from one standard deviation below the mean face to one above."""
-    size = trained.model.latent
-    centre = trained.fitted.mean.float()
-    moves = torch.diag(trained.fitted.covariance.diagonal().sqrt().float())
-    changes = []
-    for part in torch.split(moves, 32):
-        below, above = (trained.model.decode((centre + sign * part).to(trained.device)) for sign in (-1, 1))
-        changes.append(255 * (above - below).abs().flatten(1).mean(1).double().cpu())
-    found = torch.cat(changes)
-    assert len(found) == size
-    return found
+    """Mean change of a pixel [Z], in 255 levels, from a standard deviation below the mean face to one above it."""
+    centre, std = trained.fitted.mean.float(), trained.fitted.covariance.diagonal().sqrt().float()
+    below, above = (decoded(trained.model, centre + torch.diag(sign * std), trained.device) for sign in (-1, 1))
+    changes = [(high.double() - low.double()).abs().flatten(1).mean(1) for low, high in zip(below, above, strict=True)]
+    return torch.cat(changes)
 
 
-def _array(latent: Tensor | Sequence[float]) -> NDArray[np.float32]:
-    return np.array(torch.as_tensor(latent).detach().cpu(), np.float32)
+def _array(latent: Tensor) -> NDArray[np.float32]:
+    return np.array(latent.cpu(), np.float32)
