@@ -12,6 +12,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from explore.commands import App
@@ -37,6 +38,8 @@ def run(command: App, console: Console) -> list[Path]:
         from explore.studio import open_studio
 
         studio = open_studio(load_trained(command), console)
+        # Of one face at a time a second thread saves little, and where the machine is busy, waiting for it costs much.
+        torch.set_num_threads(1)
         page = build_page(studio, studio.trained.home.resolve().name, command.seed)
         try:
             _serve(page, listener, command, console)

@@ -113,7 +113,7 @@ def _face_tab(studio: Studio, seed: int) -> None:
         with gr.Column(min_width=0, elem_classes="stage"):
             with gr.Row(elem_classes="pictures"):
                 photo = gr.HTML(visible=False, elem_id="photo", js_on_load=None)
-                picture = gr.HTML(_figure(studio.picture(first.latent), first.caption), elem_id="face", js_on_load=None)
+                picture = gr.HTML(_shown(studio, first), elem_id="face", js_on_load=None)
             with gr.Column(elem_classes="tools"):
                 another = gr.Button("Random face", variant="primary", elem_id="random", min_width=0)
                 upload = _upload("upload")
@@ -134,11 +134,13 @@ def _face_tab(studio: Studio, seed: int) -> None:
         original = gr.HTML(visible=False)
         if new.photo is not None:
             original = gr.HTML(_figure(Image.fromarray(new.photo), "Your photo"), visible=True)
-        return [new, _figure(studio.picture(new.latent), new.caption), original, "", *zeros]
+        return [new, _shown(studio, new), original, "", *zeros]
 
     def shown(current: Face, *values: float | None) -> str:
         attributes, dimensions = sliders.amounts(values)
-        return _figure(studio.picture(studio.edited(current, attributes, dimensions)), current.caption)
+        if not any(values):
+            return _shown(studio, current)
+        return _figure(studio.picture(studio.edited(current, attributes, dimensions)), f"{current.title}, edited")
 
     def drawn(number: float | None, temperature: float | None) -> list[Any]:
         return started(studio.random_face(_seed(number), 1.0 if temperature is None else temperature))
@@ -227,7 +229,7 @@ def _morph_tab(studio: Studio, seed: int) -> None:
 
     def changed(side: str, new: Face, old_left: Face, old_right: Face, share: float, way: str) -> list[Any]:
         ends = (new, old_right) if side == "left" else (old_left, new)
-        return [new, _figure(studio.picture(new.latent), new.caption), "", shown(*ends, share, way)]
+        return [new, _shown(studio, new), "", shown(*ends, share, way)]
 
     def draw(side: str, seed: int, *place: Any) -> list[Any]:
         new = studio.random_face(_next(seed))
@@ -268,7 +270,7 @@ def _end(side: str, studio: Studio, first: Face) -> _End:
         return _End(
             first,
             gr.State(first),
-            gr.HTML(_figure(studio.picture(first.latent), first.caption), elem_id=side, js_on_load=None),
+            gr.HTML(_shown(studio, first), elem_id=side, js_on_load=None),
             gr.Button("Random face", elem_id=f"{side}-random", min_width=0),
             _upload(f"{side}-upload"),
             gr.HTML(elem_id=f"{side}-notice", elem_classes="notice", js_on_load=None),
@@ -290,6 +292,10 @@ def _read(studio: Studio, path: str | None) -> tuple[Face | None, str]:
         return None, str(error)
     finally:
         Path(path).unlink(missing_ok=True)
+
+
+def _shown(studio: Studio, face: Face) -> str:
+    return _figure(studio.picture(face.latent), ", ".join(filter(None, (face.title, face.note))))
 
 
 def _figure(image: Image.Image, caption: str) -> str:

@@ -57,7 +57,10 @@ class Face:
     """[Z]"""
     name: str
     """For the name of a file."""
-    caption: str
+    title: str
+    """What it is, for a reader."""
+    note: str = ""
+    """What holds of it as long as no slider was moved."""
     seed: int | None = None
     """Of the draw, where it is one."""
     photo: NDArray[np.uint8] | None = None
@@ -94,7 +97,7 @@ class Studio:
         pixels = to_uint8(image)[0].permute(1, 2, 0).cpu().numpy()
         # The name of the file says nothing to others, and may say too much.
         name = f"photo-{hashlib.sha256(pixels.tobytes()).hexdigest()[:8]}"
-        return Face(_array(mean[0]), name, f"Reconstruction, {float(decibels[0]):.1f} dB PSNR", photo=pixels)
+        return Face(_array(mean[0]), name, "Reconstruction", f"{float(decibels[0]):.1f} dB PSNR", photo=pixels)
 
     @torch.inference_mode()
     def edited(
