@@ -198,4 +198,4 @@ def _pixel_change(trained: Trained) -> Tensor:
 
 
 def _array(latent: Tensor) -> NDArray[np.float32]:
-    return np.array(latent.cpu(), np.float32)
+    return latent.float().cpu().numpy().copy()
