@@ -157,6 +157,28 @@ class App(Common):
             raise UserError(f"--port must be from 0 to 65535; got {self.port}. Leave it out to get a free one.")
 
 
+@dataclass(frozen=True)
+class Latents(Common):
+    """Where images lie in the latent space: t-SNE, histograms, KL, aggregate posterior, distance to the prior."""
+
+    split: Literal["train", "val", "test", "all"] = "train"
+    """Which images; all: one split after the other."""
+    count: int = 20_000
+    """How many, or as many as there are."""
+    dimensions: int = 30
+    """Histograms, of the dimensions of the largest KL."""
+    colour_by: tuple[str, ...] = ()
+    """Attributes of the set: a t-SNE picture coloured by each."""
+    perplexity: float = 30.0
+    """Neighbours of an image that t-SNE keeps near."""
+
+    def check(self) -> None:
+        """Raise `UserError` for counts and a perplexity below 1."""
+        check_at_least(1, count=self.count, dimensions=self.dimensions)
+        if not self.perplexity >= 1:
+            raise UserError(f"--perplexity must be at least 1; got {self.perplexity:g}. Choose a larger one.")
+
+
 COMMANDS: dict[str, type[Common]] = {
     "reconstruct": Reconstruct,
     "sample": Sample,
@@ -164,6 +186,7 @@ COMMANDS: dict[str, type[Common]] = {
     "score": Score,
     "attributes": Attributes,
     "app": App,
+    "latents": Latents,
     "report": Report,
 }
 """By name. The file of that name in this folder has `run(command, console) -> list of the files that it wrote`."""

@@ -21,6 +21,7 @@ SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 BACKGROUND, INK = "#faf9f6", "#282a30"
 
 _STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.facecolor": "white",
     "axes.grid": True,
