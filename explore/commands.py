@@ -182,12 +182,12 @@ class Latents(Common):
 COMMANDS: dict[str, type[Common]] = {
     "reconstruct": Reconstruct,
     "sample": Sample,
+    "latents": Latents,
+    "attributes": Attributes,
     "morph": Morph,
     "score": Score,
-    "attributes": Attributes,
-    "app": App,
-    "latents": Latents,
     "report": Report,
+    "app": App,
 }
 """By name. The file of that name in this folder has `run(command, console) -> list of the files that it wrote`."""
 
