@@ -7,6 +7,7 @@ latents-SPLIT-aggregate.png    mean, covariance, eigenvalues, MMD to the prior  
 latents-SPLIT.json             the figures of all of them
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -39,19 +40,16 @@ SPLITS = ("train", "val", "test")
 
 
 def run(command: Latents, console: Console) -> list[Path]:
-    """Write everything; Raises `UserError` for attributes that the set has not, and for too few images."""
+    """Write everything. Raises `UserError` for attributes that the set has not, and for too few images."""
     trained = load_trained(command)
     numbers = {name: attribute_number(name, trained.require_attributes()) for name in command.colour_by}
     splits = _splits(trained, command.split)
     available = sum(trained.count(split) for split in splits)
     images = min(command.count, available)
     check_perplexity(command.perplexity, images)
-    notes = Console(stderr=True, highlight=False)
     if available < command.count:
-        notes.print(
-            f"{_named(command.split)} {available:,} images: all of them are taken, not {command.count:,}.",
-            soft_wrap=True,
-        )
+        named = "all splits together have" if command.split == "all" else f"the {command.split} split has"
+        _tell(f"{named} {available:,} images: all of them are taken, not {command.count:,}")
     found, draws = aggregate(trained, splits, images, command.seed, bool(numbers), console)
     release_memory()
     output = Output(trained.folder, command)
@@ -62,8 +60,9 @@ def run(command: Latents, console: Console) -> list[Path]:
         discrepancy = compare(torch.from_numpy(draws.latents), fitted, command.seed)
     _save_aggregate(output, name, origin, found, discrepancy)
     _save_histograms(output, name, origin, found, draws, command.dimensions)
+    size = draws.latents.shape[1]
     if not console.is_terminal:
-        notes.print(f"t-SNE of {images:,} posterior samples of {draws.latents.shape[1]} dimensions", soft_wrap=True)
+        _tell(f"t-SNE of {images:,} posterior samples of {size} dimensions, perplexity {command.perplexity:g}")
     points, divergence = embed(draws.latents, command.perplexity, command.seed, console)
     _save_plane(output, name, command, points, draws, numbers)
     figures = _figures(found, discrepancy)
@@ -80,8 +79,9 @@ def _splits(trained: Trained, wanted: str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in there and len(there[split]))
 
 
-def _named(split: str) -> str:
-    return "all splits together have" if split == "all" else f"the {split} split has"
+def _tell(note: str) -> None:
+    """A line beside the list of files, which is what goes to the standard output."""
+    print(note, file=sys.stderr, flush=True)
 
 
 def _figures(found: Aggregate, discrepancy: Discrepancy) -> dict[str, Any]:
