@@ -47,8 +47,8 @@ def auc_figure(directions: Directions, chosen: Sequence[int]) -> Figure:
 def cosine_figure(names: Sequence[str], matrices: Mapping[str, Tensor]) -> Figure:
     """Heat maps of cosine similarities [A, A], side by side, in one order that puts like beside like."""
     order = _order(list(matrices.values())[-1])
-    side = 2.2 + 0.145 * len(names)
-    drawn = figure(2 * side + 0.8, side)
+    side = 1 + 0.15 * max(len(names), 10)
+    drawn = figure(2 * side + 2.2, side + 1.8)
     axes = drawn.subplots(1, len(matrices), sharey=True)
     for ax, (kind, matrix) in zip(axes, matrices.items(), strict=True):
         shown = matrix[order][:, order]

@@ -49,8 +49,8 @@ def run(command: Attributes, console: Console) -> list[Path]:
         return output.written
     _write_table(output, directions, chosen, console)
     _draw(output, directions, chosen)
-    for number in range(len(faces)):
-        _strip(trained, output, directions, chosen, faces, means, number, plain=command.directions == "plain")
+    for number, name in enumerate(_file_names(faces)):
+        _strip(trained, output, directions, chosen, faces, means, number, name, plain=command.directions == "plain")
     return output.written
 
 
@@ -142,6 +142,7 @@ def _strip(
     faces: Faces,
     means: Tensor,
     number: int,
+    file_name: str,
     *,
     plain: bool,
 ) -> None:
@@ -158,9 +159,8 @@ def _strip(
     kind = "plain" if plain else "adjusted"
     key = f" ({faces.keys[number]})" if faces.keys[number] else ""
     title = f"{face}{key}, moved along {kind} directions by so many units"
-    name = f"attributes-{file_name(face)}"
-    output.picture(name, strips(title, heads, rows))
-    output.table(name, ("attribute", *(f"rms_{head}" for head in heads)), changes)
+    output.picture(file_name, strips(title, heads, rows))
+    output.table(file_name, ("attribute", *(f"rms_{head}" for head in heads)), changes)
 
 
 def _rms(images: Tensor, others: Tensor) -> Tensor:
@@ -168,10 +168,15 @@ def _rms(images: Tensor, others: Tensor) -> Tensor:
     return (images.float() - others.float()).square().flatten(2).mean(2).sqrt()
 
 
-def file_name(face: str) -> str:
-    """The name of a face in the name of a file: `val:12` becomes val-12, a photo loses its extension."""
-    stem = Path(face).stem if "." in face else face
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem) or "face"
+def _file_names(faces: Faces) -> list[str]:
+    """Of each face: `val:12` becomes attributes-face-val-12, a photo loses its extension, a namesake gets a number."""
+    names: list[str] = []
+    for face, key in zip(faces.names, faces.keys, strict=True):
+        stem = face if key else Path(face).stem
+        plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)
+        name = f"attributes-face-{plain}"
+        names.append(f"{name}-{len(names) + 1}" if name in names else name)
+    return names
 
 
 def _write_table(output: Output, directions: Directions, chosen: list[int], console: Console) -> None:
