@@ -173,7 +173,7 @@ def _chunks(images: Images) -> Iterator[tuple[int, Tensor]]:
             raise UserError(
                 f"pictures must be [N, 3, H, W] of {SMALLEST} px or more; got {list(batch.shape)}. Use larger ones."
             )
-        for chunk in torch.split(batch, _CHUNK):
+        for chunk in torch.split(batch, _CHUNK) if len(batch) else ():
             scale = 1.0 if chunk.is_floating_point() else 1 / 255
             yield first, chunk.cpu().float() * scale
             first += len(chunk)
