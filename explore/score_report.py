@@ -88,7 +88,8 @@ def print_report(found: Mapping[str, Any], console: Console) -> None:
     say(
         console,
         f"{data['images']:,} images of {data['name']} {data['split']}, {data['image_px']} px, crop "
-        f"{data['crop']}, {data['resize']}; floor: {sets['real']['images']:,} other real images a draw.",
+        f"{data['crop']}, {data['resize']}; floor: {sets['real']['images']:,} other real images a draw; "
+        "reconstructions are set against their own originals, and may lie below the floor.",
     )
     say(
         console,

@@ -119,7 +119,7 @@ def test_ms_ssim_is_that_of_torchmetrics_with_as_many_scales(size: int, count: i
     expected = reference(
         others, images, data_range=1.0, betas=tuple(weights / weights.sum()), reduction="none", normalize="relu"
     )
-    torch.testing.assert_close(ms_ssim(images, others), expected, rtol=1e-4, atol=1e-4)
+    assert ms_ssim(images, others).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_one_scale_of_ms_ssim_is_ssim() -> None:
@@ -156,7 +156,7 @@ def test_a_set_has_all_of_itself_and_nothing_of_one_far_away() -> None:
 
 
 def test_fewer_points_than_neighbours_are_refused() -> None:
-    with pytest.raises(UserError, match="neighbours need 6 images; got 5. Take more with --count."):
+    with pytest.raises(UserError, match="neighbours need 6 images; got 5"):
         compare(torch.rand(5, 2), torch.rand(9, 2))
 
 
