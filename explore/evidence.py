@@ -97,7 +97,8 @@ def _of_run(path: Path) -> Evidence:
 def _of_model(path: Path) -> Evidence:
     if not (path / CONFIG_FILE).exists():
         raise UserError(f"{path} must hold a finished model; got no {CONFIG_FILE}. Name another folder, or a --run.")
-    found = Evidence(path.resolve().name, path)
+    here = path.resolve()
+    found = Evidence((here.parent if here.name == "final" else here).name, path)
     found.model = _json(path / CONFIG_FILE, found.missing) or {}
     found.training = _json(path / TRAINING_FILE, found.missing) or {}
     found.config = _own(found.training.get("config") or {})
