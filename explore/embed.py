@@ -9,8 +9,8 @@ from PIL import Image, ImageSequence
 
 MOST_WIDTH = 1600
 """Pixels; a page shows no more."""
-_LOSSLESS_BYTES = 60_000
-"""A picture that is no larger without loss, as figures of lines and letters are, stays as it is."""
+_DRAWING_COLOURS, _LOSSLESS_BYTES = 1 << 14, 100_000
+"""A picture of few colours and no larger without loss, as figures of lines and letters are, stays as it is."""
 _MOST_FRAMES = 400
 _QUALITY = 82
 
@@ -42,15 +42,14 @@ def embed_file(path: Path, text: str, caption: str = "", most_width: int = MOST_
         raise ValueError(f"{path.name} must be a picture; got '{error}'. Make it again.") from error
 
 
-def embed(
-    image: Image.Image, text: str, caption: str = "", most_width: int = MOST_WIDTH, *, lossless: bool = True
-) -> Picture:
-    """A picture, without loss where that is asked for and small."""
+def embed(image: Image.Image, text: str, caption: str = "", most_width: int = MOST_WIDTH) -> Picture:
+    """A picture, without loss where it is a drawing."""
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.width > most_width:
         height = max(1, round(image.height * most_width / image.width))
         image = image.resize((most_width, height), Image.Resampling.LANCZOS)
-    data = _webp(image, lossless=True, quality=60) if lossless else b""
+    drawn = image.width * image.height > _DRAWING_COLOURS and image.getcolors(_DRAWING_COLOURS) is not None
+    data = _webp(image, lossless=True, quality=60) if drawn else b""
     if not 0 < len(data) <= _LOSSLESS_BYTES:
         data = _webp(image, quality=_QUALITY)
     return Picture(_uri(data), image.width, image.height, text, caption)

@@ -179,7 +179,7 @@ def _faces(evidence: Evidence) -> list[Picture]:
         with StreamingLoader(shards, split="train", batch_size=count, window=1, lanes=1, prefetch=1) as loader:
             batch = next(loader)
             return [
-                embed(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), key, most_width=128, lossless=False)
+                embed(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), key, most_width=128)
                 for image, key in zip(batch.images, batch.keys, strict=True)
             ]
     except (LeanstreamError, OSError) as error:
