@@ -8,7 +8,7 @@ from explore.commands import Sample
 from explore.model import load_trained
 from explore.output import Output
 from train.evaluate import Gaussian
-from train.grids import new_faces, stack, tile
+from train.grids import stack, tile
 
 
 def run(command: Sample, console: Console) -> list[Path]:
@@ -16,14 +16,7 @@ def run(command: Sample, console: Console) -> list[Path]:
     trained = load_trained(command)
     output = Output(trained.folder, command)
     gaussian = trained.fitted if command.prior == "fitted" else Gaussian.standard(trained.model.latent)
-    faces = new_faces(
-        trained.model,
-        gaussian,
-        trained.device,
-        count=command.count,
-        seed=command.seed,
-        temperature=command.temperature,
-    )
+    faces = trained.model.sample(command.count, seed=command.seed, temperature=command.temperature, prior=gaussian)
     origin = "the aggregate posterior's mean and covariance" if command.prior == "fitted" else "the prior N(0, I)"
     caption = f"new faces, from {origin}, temperature {command.temperature:g}"
     name = f"sample-{command.prior}"

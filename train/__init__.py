@@ -6,14 +6,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.hub import FaceVAE as FaceVAE
+    from train.models import FaceVAE as FaceVAE
 
 __all__ = ["FaceVAE"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "FaceVAE":
-        from train.hub import FaceVAE
+        from train.models import FaceVAE
 
         return FaceVAE
     raise AttributeError(f"module 'train' has no attribute '{name}'")

@@ -7,9 +7,10 @@ python -m train.audit runs/demo
                  and compares: for a finished epoch all samples, for the unfinished one those of its first positions
 
 Hashes have 64 bits and sums wrap around. A sample that was lost, trained twice, or taken for another one changes a
-sum; that two faults cancel each other has a chance of 2^-64.
+sum; that two faults cancel each other has a chance of 2^-64. A single fault in an epoch is named, by shard and row.
 """
 
+import functools
 import json
 import sys
 from collections import OrderedDict
@@ -26,12 +27,13 @@ from rich.console import Console
 from pipeline import ShardSet
 from pipeline.batch import digests
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, CheckpointError, LeanstreamError, UserError, report_error
-from pipeline.format import Index, Shard
+from pipeline.format import Index, Shard, Split
 from pipeline.order import Order
 from pipeline.remote import join, read_bytes
 from pipeline.shards import check_index, load_index
 from train.checkpoint import find_newest, read_state
 from train.config import from_dict, load_config
+from train.faults import Fault, Hashes, Place, Samples, find_fault
 from train.pretrained import TRAINING_FILE
 from train.runfolder import RunFolder
 
@@ -78,6 +80,8 @@ class EpochAudit:
     """How many samples of the epoch the run has consumed."""
     expected: int
     found: int
+    fault: Fault | None = None
+    """What explains the difference, where a single sample or two exchanged ones do."""
 
     @property
     def ok(self) -> bool:
@@ -110,14 +114,18 @@ def report(command: Command, console: Console) -> int:
         )
     console.print(f"{progress.source}: image {progress.position:,}, of {shards.location}", soft_wrap=True, markup=False)
     console.print("epoch        images          expected             found", markup=False)
-    found = []
+    found: list[EpochAudit] = []
+    named: list[str] = []
     for line in audit(progress, shards):
         found.append(line)
         verdict = "ok" if line.ok else "WRONG"
         row = f"{line.epoch:5d}  {line.images:12,}  {line.expected:016x}  {line.found:016x}  {verdict}"
         console.print(row, soft_wrap=True, markup=False)
+        if line.fault is not None:
+            named.append(f"epoch {line.epoch}: {_told(line.fault, shards.split('train'))}")
+            console.print(f"       {named[-1]}", soft_wrap=True, markup=False)
     wrong = [line.epoch for line in found if not line.ok]
-    folder.note("audit", position=progress.position, epochs=len(found), wrong=wrong)
+    folder.note("audit", position=progress.position, epochs=len(found), wrong=wrong, named=named)
     if wrong:
         console.print(
             f"{len(wrong)} of {len(found)} epochs are wrong: images were lost, trained twice or exchanged", markup=False
@@ -156,14 +164,24 @@ def audit(progress: Progress, shards: ShardSet) -> Iterator[EpochAudit]:
     order = Order(shards.split("train").samples, seed=progress.seed, window=progress.window, lanes=progress.lanes)
     checksums = _Checksums(shards)
     finished, begun = divmod(progress.position, order.total)
-    whole = _sum_of_all(checksums, order) if finished else 0
+
+    def every() -> Iterator[Hashes]:
+        return _every(checksums, order)
+
+    def look(epoch: int, images: int, expected: int, due: Samples) -> EpochAudit:
+        found = progress.sums.get(epoch, 0)
+        fault = None if found == expected else find_fault(found - expected, due, every, images)
+        return EpochAudit(epoch, images, expected, found, fault)
+
+    # The sum of an epoch in which every sample was trained once does not depend on the order.
+    whole = _sum(every()) if finished else 0
     for epoch in range(finished):
-        yield EpochAudit(epoch, order.total, whole, progress.sums.get(epoch, 0))
+        yield look(epoch, order.total, whole, every)
     if begun:
-        expected = _sum_of_positions(checksums, order, finished * order.total, progress.position)
-        yield EpochAudit(finished, begun, expected, progress.sums.get(finished, 0))
+        due = functools.partial(_handed, checksums, order, finished * order.total, progress.position)
+        yield look(finished, begun, _sum(due()), due)
     for epoch in sorted(set(progress.sums) - set(range(finished + bool(begun)))):
-        yield EpochAudit(epoch, 0, 0, progress.sums[epoch])
+        yield look(epoch, 0, 0, lambda: iter(()))
 
 
 class _Checksums:
@@ -198,27 +216,40 @@ def _index(location: Path | str, shard: Shard) -> Index:
     return index
 
 
-def _sum_of_all(checksums: _Checksums, order: Order) -> int:
-    """The sum of an epoch in which every sample was trained once; it does not depend on the order."""
-    total = 0
+def _every(checksums: _Checksums, order: Order) -> Iterator[Hashes]:
+    """All samples of the training split, shard by shard."""
     for number, samples in enumerate(order.samples.tolist()):
         rows = np.arange(samples, dtype=np.int64)
-        total += _sum(np.full_like(rows, number), rows, checksums.of(number))
-    return total % 2**64
+        shards = np.full_like(rows, number)
+        yield Hashes(shards, rows, digests(shards, rows, checksums.of(number)))
 
 
-def _sum_of_positions(checksums: _Checksums, order: Order, begin: int, end: int) -> int:
-    total = 0
+def _handed(checksums: _Checksums, order: Order, begin: int, end: int) -> Iterator[Hashes]:
+    """The samples of the positions from `begin` to before `end`."""
     for first in range(begin, end, _CHUNK):
         shards, rows = order.locate(np.arange(first, min(first + _CHUNK, end), dtype=np.int64))
         for number in np.unique(shards).tolist():
-            chosen = shards == number
-            total += _sum(shards[chosen], rows[chosen], checksums.of(number)[rows[chosen]])
-    return total % 2**64
+            chosen = rows[shards == number]
+            same = np.full_like(chosen, number)
+            yield Hashes(same, chosen, digests(same, chosen, checksums.of(number)[chosen]))
 
 
-def _sum(shards: NDArray[np.int64], rows: NDArray[np.int64], crc32: NDArray[np.int64]) -> int:
-    return int(digests(shards, rows, crc32).sum(dtype=np.uint64))
+def _sum(samples: Iterator[Hashes]) -> int:
+    return sum(int(part.values.sum(dtype=np.uint64)) for part in samples) % 2**64
+
+
+def _told(fault: Fault, split: Split) -> str:
+    """What happened, in words."""
+
+    def name(place: Place) -> str:
+        return f"{split[place[0]].name} row {place[1]}"
+
+    if fault.surplus is None:
+        assert fault.missing is not None, "a fault names at least one sample"
+        return f"{name(fault.missing)} was not trained"
+    if fault.missing is None:
+        return f"{name(fault.surplus)} was trained once too often"
+    return f"{name(fault.surplus)} was trained in the place of {name(fault.missing)}"
 
 
 def _progress(state: dict[str, Any], source: Path) -> Progress:

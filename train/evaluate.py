@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline import ShardSet, StreamingLoader
 from pipeline.noise import normal
+from train.gaussian import Gaussian as Gaussian
 from train.models import FaceVAE
 from train.objectives import Likelihood, kl_divergence
 from train.similarity import detail, psnr, ssim
@@ -117,28 +118,6 @@ def mean_image_psnr(shards: ShardSet, split: str, *, fitted_on: str = "train") -
     average = (total / count).float()
     found = torch.cat([psnr(images, average) for images in stream_images(shards, split, None, cpu)])
     return float(found.mean())
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """A Gaussian over the latent space: the aggregate posterior's, or N(0, I)."""
-
-    mean: Tensor
-    """float64 [Z]"""
-    covariance: Tensor
-    """float64 [Z, Z]"""
-
-    @classmethod
-    def standard(cls, dimensions: int) -> "Gaussian":
-        """The prior N(0, I)."""
-        return cls(torch.zeros(dimensions, dtype=torch.float64), torch.eye(dimensions, dtype=torch.float64))
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """Latents [B, Z], float32, of standard normal `noise` [B, Z]."""
-        jitter = 1e-6 * torch.eye(len(self.mean), dtype=torch.float64)
-        factor = torch.linalg.cholesky(self.covariance + jitter)
-        latents: Tensor = self.mean + noise.double().cpu() @ factor.T
-        return latents.float()
 
 
 @torch.inference_mode()

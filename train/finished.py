@@ -77,6 +77,8 @@ def summarise(session: Session, peaks: dict[str, Any], *, finished: bool) -> dic
         "data_wait_share": meters.total_waited_s / seconds,
         "saves": len(session.pauses),
         "longest_save_pause_s": max(session.pauses, default=0.0),
+        "micro_batch": state.micro_batch,
+        "recompute": state.model.recompute,
         "planned_bytes": session.plan.bytes(state.micro_batch),
         **peaks,
         "wall_s": time.monotonic() - session.started,

@@ -8,18 +8,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline import ShardSet
-from pipeline.noise import normal
-from train.evaluate import Gaussian, stream_images
+from train.evaluate import stream_images
+from train.gaussian import Gaussian
 from train.models import FaceVAE
+from train.models import to_uint8 as to_uint8
 
 BACKGROUND, INK = (250, 249, 246), (40, 42, 48)
 _GAP = 2
 _CAPTION = 22
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Float images in [0, 1] as uint8, rounded."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def tile(images: Tensor, columns: int) -> Image.Image:
@@ -66,17 +62,6 @@ def reconstruction_blocks(
     return [block], originals, reconstructions
 
 
-@torch.inference_mode()
-def new_faces(
-    model: FaceVAE, gaussian: Gaussian, device: torch.device, *, count: int, seed: int = 0, temperature: float = 1.0
-) -> Tensor:
-    """uint8 [count, 3, H, W] decoded from draws of `gaussian`, whose spread is scaled by `temperature`."""
-    model.eval()
-    noise = temperature * normal(torch.arange(count), model.latent, seed=seed, stream="new faces")
-    latents = gaussian.sample(noise).to(device)
-    return torch.cat([to_uint8(model.decode(part)).cpu() for part in torch.split(latents, 64)])
-
-
 def training_grid(
     model: FaceVAE, shards: ShardSet, split: str, fitted: Gaussian, device: torch.device, seed: int
 ) -> Image.Image:
@@ -87,7 +72,7 @@ def training_grid(
         ("new faces, from the aggregate posterior's mean and covariance", fitted),
         ("new faces, from the prior N(0, I)", Gaussian.standard(model.latent)),
     ):
-        faces = new_faces(model, gaussian, device, count=2 * columns, seed=seed)
+        faces = model.sample(2 * columns, seed=seed, prior=gaussian)
         blocks.append((caption, tile(faces, columns)))
     return stack(blocks)
 

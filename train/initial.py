@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.errors import UserError
 from train.checkpoint import generations, read_newest, weights_sha256
-from train.pretrained import CONFIG_FILE, load_pretrained
+from train.pretrained import CONFIG_FILE, read_pretrained
 from train.runfolder import RunFolder
 from train.snapshot import Tensors
 from train.state import TrainState
@@ -30,24 +28,18 @@ def begin_with(state: TrainState, source: str) -> dict[str, Any]:
 
 def _averaged_weights(source: str) -> tuple[Tensors, dict[str, Any]]:
     folder = RunFolder(Path(source))
-    cpu = torch.device("cpu")
-    for path in (folder.path, folder.final):
-        if (path / CONFIG_FILE).exists():
-            model, _, facts = load_pretrained(path, cpu)
-            return model.state_dict(), {"init_position": facts.get("position")}
-    if generations(folder.checkpoints):
-        generation, _ = read_newest(folder.checkpoints)
-        assert generation is not None, "there are generations, and read_newest raises where none is whole"
-        return generation.parts["ema"], {"init_position": generation.position}
-    if folder.path.exists():
-        raise UserError(
-            f"train.init_from must be a run or a model; got {source}, which holds neither. "
-            "Name a folder such as runs/demo or runs/demo/final, or a Hugging Face repository."
-        )
-    from train.hub import FaceVAE
-
-    published = FaceVAE.from_pretrained(source)
-    return published.state_dict(), {"init_position": published.facts.get("position")}
+    if not any((path / CONFIG_FILE).exists() for path in (folder.path, folder.final)):
+        if generations(folder.checkpoints):
+            generation, _ = read_newest(folder.checkpoints)
+            assert generation is not None, "there are generations, and read_newest raises where none is whole"
+            return generation.parts["ema"], {"init_position": generation.position}
+        if folder.path.exists():
+            raise UserError(
+                f"train.init_from must be a run or a model; got {source}, which holds neither. "
+                "Name a folder such as runs/demo or runs/demo/final, or a Hugging Face repository."
+            )
+    found = read_pretrained(source)
+    return found.tensors, {"init_position": found.facts.get("position")}
 
 
 def _check_fits(ours: Tensors, theirs: Tensors, source: str) -> None:

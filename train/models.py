@@ -1,14 +1,21 @@
-"""The VAE: one class around the encoder and decoder of an architecture."""
+"""The VAE: one class around the encoder and decoder of an architecture, with which it goes to disk and comes back."""
 
 from dataclasses import asdict
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
+from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.errors import CheckpointError
+from pipeline.noise import normal
 from train.architectures import Architecture, build
+from train.gaussian import Gaussian
+from train.pretrained import CARD_FILE, Pretrained, read_pretrained, write_files
 
+_DECODED_AT_ONCE = 64
 LOGVAR_RANGE = (-20.0, 10.0)
 """Limits of the posterior's log-variance, so that no precision overflows."""
 
@@ -21,12 +28,21 @@ class Output(NamedTuple):
     logvar: Tensor
 
 
-class FaceVAE(nn.Module):
-    """A variational autoencoder with a Gaussian posterior of diagonal covariance and the prior N(0, I)."""
+class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", "faces"]):
+    """A variational autoencoder with a Gaussian posterior of diagonal covariance and the prior N(0, I).
+
+    A trained one: `FaceVAE.from_pretrained("runs/demo/final")`, or the name of a Hugging Face repository.
+    `save_pretrained(folder)` and `push_to_hub("user/name")` write it with its model card and its pictures.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.prior = Gaussian.standard(architecture.latent)
+        """Where new faces are drawn from: of a trained model the aggregate posterior's mean and covariance."""
+        self.facts: dict[str, Any] = {}
+        """What is known about a trained model: position, figures, the fingerprint of its data."""
+        self._extras: dict[str, bytes] = {}
         self.recompute = False
         """Whether the activations inside a segment are computed again in the backward pass instead of kept."""
         self.encoder, self.decoder = build(architecture)
@@ -68,9 +84,60 @@ class FaceVAE(nn.Module):
             values = checkpoint(segment, values, use_reentrant=False)
         return values
 
+    @torch.inference_mode()
+    def sample(self, count: int, *, seed: int = 0, temperature: float = 1.0, prior: Gaussian | None = None) -> Tensor:
+        """New faces, uint8 [count, 3, H, W] on the CPU, of draws from `prior` (default: the model's own).
+
+        Another seed gives others; `temperature` scales the spread of the draws: below 1, plainer faces.
+        """
+        self.eval()
+        noise = temperature * normal(torch.arange(count), self.latent, seed=seed, stream="new faces")
+        latents = (prior or self.prior).sample(noise).to(next(self.parameters()).device)
+        return torch.cat([to_uint8(self.decode(part)).cpu() for part in torch.split(latents, _DECODED_AT_ONCE)])
+
     def describe(self) -> dict[str, object]:
         """The architecture as JSON values."""
         return asdict(self.architecture)
+
+    @classmethod
+    def of(cls, found: Pretrained) -> Self:
+        """The model that was read, in evaluation mode; `CheckpointError` where its tensors are another model's."""
+        model = cls(found.architecture)
+        try:
+            model.load_state_dict(found.tensors)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights must fit their architecture; got '{error}'. Copy them again."
+            ) from error
+        model.prior, model._extras = found.prior, found.extras
+        model.facts = {key: value for key, value in found.facts.items() if key not in ("architecture", "files")}
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load from a finished model's folder, a finished run's folder, or a Hugging Face repository.
+
+        `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`.
+        Raises `UserError` where there is no model of that name, `CheckpointError` where it is damaged,
+        `TransportError` where the hub cannot be reached.
+        """
+        return cls.of(read_pretrained(pretrained_model_name_or_path, **options))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        extras = {CARD_FILE: self._plain_card().encode(), **self._extras}
+        write_files(save_directory, self, self.prior, self.facts, extras)
+
+    def _plain_card(self) -> str:
+        """The card of a model that came from no run."""
+        return (
+            "---\nlibrary_name: leanstream\ntags:\n- vae\n- faces\n---\n"
+            f"# A variational autoencoder of faces, {self.architecture.image_size} px\n"
+        )
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [0, 1] as uint8, rounded."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def segments(layers: nn.Sequential) -> list[nn.Sequential]:

@@ -10,6 +10,8 @@
 
 A folder is made under another name and takes the place of the one before by a rename. Who reads while that happens
 may open files of both: the hashes tell, and the reading begins again.
+
+`FaceVAE` reads and writes itself through this module, which knows nothing of its layers.
 """
 
 import hashlib
@@ -17,8 +19,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,8 +31,12 @@ from pipeline.errors import CheckpointError, UserError
 from pipeline.files import sync_folder, write_json
 from train.architectures import Architecture
 from train.checkpoint import PARTIAL, save_tensors, snapshot
-from train.evaluate import Gaussian
-from train.models import FaceVAE
+from train.gaussian import Gaussian
+from train.hub import find_model
+from train.snapshot import Tensors
+
+if TYPE_CHECKING:
+    from train.models import FaceVAE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -44,8 +51,23 @@ EXTRA_FILES = (TRAINING_FILE, CARD_FILE, GRID_FILE, CURVES_FILE, PRIORS_FILE)
 _ATTEMPTS = 3
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """What a finished model's folder holds."""
+
+    architecture: Architecture
+    tensors: Tensors
+    """The averaged weights."""
+    prior: Gaussian
+    """The aggregate posterior's mean and covariance."""
+    facts: dict[str, Any]
+    """config.json: position, figures, the fingerprint of the data, and what makes up the folder itself."""
+    extras: dict[str, bytes]
+    """Contents of `EXTRA_FILES`, by name."""
+
+
 def save_pretrained(
-    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes] | None = None
+    folder: Path, model: "FaceVAE", prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes] | None = None
 ) -> None:
     """Write the model, the aggregate posterior's Gaussian, and `facts` about both, in place of what was there.
 
@@ -73,7 +95,7 @@ def save_pretrained(
 
 
 def write_files(
-    folder: Path, model: FaceVAE, prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes]
+    folder: Path, model: "FaceVAE", prior: Gaussian, facts: dict[str, Any], extras: Mapping[str, bytes]
 ) -> None:
     """Write a model's files into a folder that is there; config.json comes last."""
     for name, data in extras.items():
@@ -90,23 +112,33 @@ def write_files(
     write_json(folder / CONFIG_FILE, {**facts, "architecture": model.describe(), "files": files})
 
 
-def load_pretrained(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussian, dict[str, Any]]:
-    """The model in evaluation mode, its Gaussian, and the facts saved with it.
+def load_pretrained(name_or_path: str | Path, device: torch.device) -> tuple["FaceVAE", Gaussian, dict[str, Any]]:
+    """The model in evaluation mode on `device`, its Gaussian, and the facts saved with it.
 
-    Raises `UserError` where the folder holds no finished model, `CheckpointError` where it is damaged.
+    `name_or_path` is a finished model's folder, a finished run's folder, or a Hugging Face repository. Raises
+    `UserError` where there is no model, `CheckpointError` where it is damaged, `TransportError` where the hub is out of
+    reach.
     """
+    # Not above: the class itself reads through this module.
+    from train.models import FaceVAE
+
+    found = read_pretrained(name_or_path)
+    return FaceVAE.of(found).to(device), found.prior, found.facts
+
+
+def read_pretrained(name_or_path: str | Path, **options: Any) -> Pretrained:
+    """What is saved of a model, every byte as it was written; arguments and errors are those of `find_model`.
+
+    Raises also `CheckpointError` where the model is damaged.
+    """
+    folder = find_model(name_or_path, (CONFIG_FILE, WEIGHTS_FILE, PRIOR_FILE, *EXTRA_FILES), **options)
     for attempt in range(_ATTEMPTS):
         try:
-            return _load(folder, device)
+            return _read(folder)
         except (CheckpointError, UserError):
             if attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
-
-
-def build_model(architecture: dict[str, Any]) -> FaceVAE:
-    """A model with fresh weights from what `FaceVAE.describe` gave."""
-    return FaceVAE(architecture_of(architecture))
 
 
 def architecture_of(described: dict[str, Any]) -> Architecture:
@@ -114,7 +146,7 @@ def architecture_of(described: dict[str, Any]) -> Architecture:
     return Architecture(**{**described, "widths": tuple(described["widths"])})
 
 
-def _load(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussian, dict[str, Any]]:
+def _read(folder: Path) -> Pretrained:
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UserError(
@@ -122,14 +154,14 @@ def _load(folder: Path, device: torch.device) -> tuple[FaceVAE, Gaussian, dict[s
         )
     try:
         facts = json.loads(path.read_bytes())
-        model = build_model(facts["architecture"])
+        architecture = architecture_of(facts["architecture"])
         parts = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, PRIOR_FILE)}
         for name, data in parts.items():
             if hashlib.sha256(data).hexdigest() != facts["files"][name]:
                 raise CheckpointError(f"{folder / name} must be as {CONFIG_FILE} says; got other bytes. Copy it again.")
-        model.load_state_dict(load(parts[WEIGHTS_FILE]))
-        prior = load(parts[PRIOR_FILE])
+        weights, prior = load(parts[WEIGHTS_FILE]), load(parts[PRIOR_FILE])
         gaussian = Gaussian(prior["mean"], prior["covariance"])
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        extras = {name: (folder / name).read_bytes() for name in EXTRA_FILES if (folder / name).exists()}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} must be a whole model; got '{error}'. Copy it again.") from error
-    return model.to(device).eval(), gaussian, facts
+    return Pretrained(architecture, weights, gaussian, facts, extras)

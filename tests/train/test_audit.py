@@ -134,6 +134,39 @@ def test_a_planted_fault_is_found_in_its_epoch(
     assert main([str(run)]) == 1
     assert [row[0] for row in lines(capsys) if row[4] == "WRONG"] == [str(epoch)]
     assert audits(run)[-1]["wrong"] == [epoch]
+    name = {place: f"{faces.split('train')[place[0]].name} row {place[1]}" for place in seen}
+    assert audits(run)[-1]["named"] == [
+        {
+            "duplicate": f"epoch {epoch}: {name[seen[3]]} was trained once too often",
+            "loss": f"epoch {epoch}: {name[seen[3]]} was not trained",
+            "swap": f"epoch {epoch}: {name[seen[7]]} was trained in the place of {name[seen[0]]}",
+        }[fault]
+    ]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_an_unfinished_epoch_is_named_too(faces: ShardSet, fault: str) -> None:
+    order = Order(faces.split("train").samples)
+    shards, rows = order.locate(np.arange(40, 56))
+    seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
+    sums = {0: sum_of(faces, list(zip(*map(np.ndarray.tolist, order.locate(np.arange(40))), strict=True)))}
+    line = list(audit(progress_of(faces, 56, {**sums, 1: sum_of(faces, FAULTS[fault](seen))}), faces))[1]
+    assert line.fault == {"duplicate": (None, seen[3]), "loss": (seen[3], None), "swap": (seen[0], seen[7])}[fault]
+
+
+def test_a_sample_before_its_turn_is_named(faces: ShardSet) -> None:
+    """Not one of those that were due: it comes later in the epoch."""
+    shards, rows = Order(faces.split("train").samples).locate(np.arange(40))
+    seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
+    line = next(audit(progress_of(faces, 16, {0: sum_of(faces, [*seen[:15], seen[30]])}), faces))
+    assert line.fault == (seen[15], seen[30])
+
+
+def test_two_losses_are_wrong_and_nobody_is_blamed(faces: ShardSet) -> None:
+    shards, rows = Order(faces.split("train").samples).locate(np.arange(40))
+    seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
+    line = next(audit(progress_of(faces, 40, {0: sum_of(faces, seen[2:])}), faces))
+    assert (line.ok, line.fault) == (False, None)
 
 
 def sum_of(faces: ShardSet, seen: list[tuple[int, int]]) -> int:

@@ -6,7 +6,7 @@ from PIL import Image
 from pipeline.format import ShardSet
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.evaluate import Gaussian
-from train.grids import new_faces, reconstruction_blocks, tile, to_uint8, training_grid
+from train.grids import reconstruction_blocks, tile, to_uint8, training_grid
 
 
 def test_a_tile_puts_images_in_rows_with_gaps() -> None:
@@ -41,11 +41,11 @@ def test_each_original_is_above_its_reconstruction(faces: ShardSet, count: int) 
 def test_new_faces_follow_the_seed_and_the_temperature() -> None:
     model = tiny_model(tiny_config())
     gaussian = Gaussian.standard(4)
-    first = new_faces(model, gaussian, CPU, count=70, seed=3)
+    first = model.sample(70, seed=3, prior=gaussian)
     assert first.shape == (70, 3, 32, 32)
-    assert first[:5].equal(new_faces(model, gaussian, CPU, count=5, seed=3))
-    assert not first.equal(new_faces(model, gaussian, CPU, count=70, seed=4))
-    still = new_faces(model, gaussian, CPU, count=3, seed=3, temperature=0.0)
+    assert first[:5].equal(model.sample(5, seed=3, prior=gaussian))
+    assert not first.equal(model.sample(70, seed=4, prior=gaussian))
+    still = model.sample(3, seed=3, temperature=0.0, prior=gaussian)
     assert still[0].equal(still[2])
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from train.architectures import Architecture, _SameConv2d, _SameConvTranspose2d
 from train.models import LOGVAR_RANGE, FaceVAE, parameter_count
-from train.pretrained import build_model
+from train.pretrained import architecture_of
 
 
 def make(kind: str, size: int) -> FaceVAE:
@@ -173,7 +173,7 @@ def test_a_size_that_the_model_cannot_take_is_an_error_with_a_remedy(kind: str, 
 @pytest.mark.parametrize("kind", ["conv", "residual", "keras"])
 def test_a_model_is_built_again_from_its_description(kind: str) -> None:
     model = make(kind, 64)
-    again = build_model(model.describe())
+    again = FaceVAE(architecture_of(model.describe()))
     assert again.architecture == model.architecture
     again.load_state_dict(model.state_dict())
 

@@ -9,6 +9,7 @@ import train.checkpoint
 import train.pretrained
 from pipeline.errors import CheckpointError, UserError
 from tests.train.tiny import CPU, tiny_config, tiny_model
+from train.architectures import Architecture
 from train.evaluate import Gaussian
 from train.models import FaceVAE
 from train.pretrained import load_pretrained, save_pretrained
@@ -118,15 +119,15 @@ def test_the_model_before_comes_back_where_the_last_rename_fails(
 def test_a_reader_never_gets_half_of_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is replaced after its config was read; the second attempt finds the new one."""
     save(tmp_path / "final")
-    original = train.pretrained.build_model
+    original = train.pretrained.architecture_of
 
-    def replace_meanwhile(architecture: dict[str, Any]) -> FaceVAE:
-        monkeypatch.setattr(train.pretrained, "build_model", original)
+    def replace_meanwhile(described: dict[str, Any]) -> Architecture:
+        monkeypatch.setattr(train.pretrained, "architecture_of", original)
         other = tiny_model(tiny_config(run={"seed": 1}))
         save_pretrained(tmp_path / "final", other, PRIOR, {"position": 9, "shardset": "abc"})
-        return original(architecture)
+        return original(described)
 
-    monkeypatch.setattr(train.pretrained, "build_model", replace_meanwhile)
+    monkeypatch.setattr(train.pretrained, "architecture_of", replace_meanwhile)
     model, _, facts = load_pretrained(tmp_path / "final", CPU)
     assert facts["position"] == 9
     expected = tiny_model(tiny_config(run={"seed": 1})).state_dict()
