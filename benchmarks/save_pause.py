@@ -86,6 +86,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def show(name: str, value: float) -> str:
+    """A figure with its unit."""
+    if name.endswith("_s"):
+        return f"{1000 * value:,.1f} ms"
+    return show_bytes(value) if "bytes" in name else f"{value:,}"
+
+
 def drawn_faces(work: Path, size: int) -> Path:
     """A small set of drawn faces."""
     shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"

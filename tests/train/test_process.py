@@ -1,12 +1,16 @@
+import datetime
 import os
 import signal
+import time
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pipeline.errors import ConfigError
 from tests.train.tiny import tiny_config
-from train.process import StopRequest, make_accelerator, resolve_precision
+from train.process import StopRequest, make_accelerator, process_began, resolve_precision
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -53,3 +57,22 @@ def test_what_a_launcher_exported_changes_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     accelerator = make_accelerator(tiny_config())
     assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
+
+
+def test_processes_wait_for_each_other_longer_than_a_validation_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes, as NCCL has it, is less than a large validation split takes the first one."""
+    asked: list[Any] = []
+    original = Accelerator.__init__
+
+    def init(self: Accelerator, **options: Any) -> None:
+        asked.extend(options["kwargs_handlers"])
+        original(self, **options)
+
+    monkeypatch.setattr(Accelerator, "__init__", init)
+    accelerator = make_accelerator(tiny_config())
+    assert accelerator.init_handler in asked
+    assert asked[0].timeout >= datetime.timedelta(hours=1)
+
+
+def test_a_process_knows_when_it_began() -> None:
+    assert 0 < time.monotonic() - process_began() < 24 * 3600

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import train.update
 from pipeline.errors import LeanstreamError
 from pipeline.format import ShardSet
 from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
@@ -43,7 +46,7 @@ class Hungry(FaceVAE):
         return output
 
 
-def train(config: Config, shards: ShardSet, count: int = 3, **settings: Any) -> tuple[TrainState, list[Any]]:
+def run(config: Config, shards: ShardSet, count: int = 3, **settings: Any) -> tuple[TrainState, list[Any]]:
     accelerator = settings.pop("accelerator", None)
     failures = settings.pop("failures", 0)
     state = tiny_state(config, **settings)
@@ -55,8 +58,8 @@ def train(config: Config, shards: ShardSet, count: int = 3, **settings: Any) -> 
 @pytest.mark.parametrize("failures", [1, 3])
 def test_an_overflow_halves_the_scale_and_replays_the_same_samples(faces: ShardSet, failures: int) -> None:
     config = tiny_config(model=KERAS)  # its BatchNorm has buffers to put back
-    calm, expected = train(config, faces, accelerator=FP16, kind=Overflowing)
-    state, found = train(config, faces, accelerator=FP16, kind=Overflowing, failures=failures)
+    calm, expected = run(config, faces, accelerator=FP16, kind=Overflowing)
+    state, found = run(config, faces, accelerator=FP16, kind=Overflowing, failures=failures)
     assert state.position == calm.position == 48
     assert [update.replays for update in found] == [failures, 0, 0]
     assert [replace(update, replays=0) for update in found] == expected
@@ -67,8 +70,8 @@ def test_an_overflow_halves_the_scale_and_replays_the_same_samples(faces: ShardS
 
 def test_the_loss_scale_does_not_change_the_update(faces: ShardSet) -> None:
     config = tiny_config(optim={"clip_norm": 0.5})
-    scaled, _ = train(config, faces, accelerator=FP16)
-    plain, _ = train(config, faces)
+    scaled, _ = run(config, faces, accelerator=FP16)
+    plain, _ = run(config, faces)
     assert state_sha256(scaled) == state_sha256(plain)
 
 
@@ -84,14 +87,14 @@ def test_overflow_without_end_is_an_error_and_changes_nothing_but_the_scale(face
 
 
 def test_the_last_replay_may_still_succeed(faces: ShardSet) -> None:
-    _, found = train(tiny_config(), faces, 1, accelerator=FP16, kind=Overflowing, failures=MAX_REPLAYS)
+    _, found = run(tiny_config(), faces, 1, accelerator=FP16, kind=Overflowing, failures=MAX_REPLAYS)
     assert found[0].replays == MAX_REPLAYS
 
 
 def test_out_of_memory_halves_the_micro_batch_and_replays_the_same_samples(faces: ShardSet) -> None:
     config = tiny_config(model=KERAS)
-    state, found = train(config, faces, kind=Hungry)
-    small, expected = train(config, faces, micro_batch=4)
+    state, found = run(config, faces, kind=Hungry)
+    small, expected = run(config, faces, micro_batch=4)
     assert (state.micro_batch, [update.replays for update in found]) == (4, [2, 0, 0])
     assert [replace(update, replays=0) for update in found] == expected
     assert state_sha256(state) == state_sha256(small)
@@ -100,7 +103,7 @@ def test_out_of_memory_halves_the_micro_batch_and_replays_the_same_samples(faces
 def test_one_image_that_does_not_fit_is_an_error(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "fits", 0)
     with pytest.raises(LeanstreamError, match="out of memory at a micro-batch of 1"):
-        train(tiny_config(), faces, kind=Hungry)
+        run(tiny_config(), faces, kind=Hungry)
 
 
 def test_a_non_finite_loss_in_float32_is_an_error_that_names_the_update(faces: ShardSet) -> None:
@@ -115,21 +118,21 @@ def test_a_non_finite_loss_in_float32_is_an_error_that_names_the_update(faces: S
 
 def test_clipping_scales_the_gradients_and_reports_their_norm(faces: ShardSet) -> None:
     """Adam does not feel the scale of its first gradient but keeps it: the moments tell."""
-    free, (update,) = train(tiny_config(), faces, 1)
+    free, (update,) = run(tiny_config(), faces, 1)
     limit = update.grad_norm / 4
-    clipped, (other,) = train(tiny_config(optim={"clip_norm": limit}), faces, 1)
+    clipped, (other,) = run(tiny_config(optim={"clip_norm": limit}), faces, 1)
     assert other.grad_norm == update.grad_norm
     for one, two in zip(free.optimizer.state.values(), clipped.optimizer.state.values(), strict=True):
         torch.testing.assert_close(two["exp_avg"], one["exp_avg"] / 4)
-    unclipped, _ = train(tiny_config(optim={"clip_norm": update.grad_norm * 2}), faces, 1)
+    unclipped, _ = run(tiny_config(optim={"clip_norm": update.grad_norm * 2}), faces, 1)
     assert state_sha256(unclipped) == state_sha256(free)
 
 
 @pytest.mark.parametrize("objective", ["optimal_sigma", "mse"])
 def test_four_micro_batches_of_16_train_as_one_of_64(faces: ShardSet, objective: str) -> None:
     config = tiny_config(loss={"objective": objective}, train={"batch_size": 64})
-    whole, expected = train(config, faces, 50)
-    parts, found = train(config, faces, 50, micro_batch=16)
+    whole, expected = run(config, faces, 50)
+    parts, found = run(config, faces, 50, micro_batch=16)
     for one, other in zip(found, expected, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.mse == pytest.approx(other.mse, rel=1e-4)
@@ -138,12 +141,99 @@ def test_four_micro_batches_of_16_train_as_one_of_64(faces: ShardSet, objective:
 
 
 def test_a_micro_batch_that_does_not_divide_gives_the_same_update(faces: ShardSet) -> None:
-    _, expected = train(tiny_config(), faces, 2)
-    _, found = train(tiny_config(), faces, 2, micro_batch=7)
+    _, expected = run(tiny_config(), faces, 2)
+    _, found = run(tiny_config(), faces, 2, micro_batch=7)
     assert [update.loss for update in found] == pytest.approx([update.loss for update in expected], rel=1e-5)
 
 
 def test_an_update_passes_on_what_this_process_asks_for(faces: ShardSet) -> None:
-    _, (update,) = train(tiny_config(), faces, 1)
+    _, (update,) = run(tiny_config(), faces, 1)
     assert update.requests == 0
     assert update.learning_rate == pytest.approx(1e-3 / 64)
+
+
+TWO = FakeAccelerator(num_processes=2)
+
+
+class NoMemory(TorchDispatchMode):
+    """An allocator that has nothing left but a few small blocks."""
+
+    def __init__(self, block_bytes: int) -> None:
+        super().__init__()
+        self.block_bytes = block_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            memory = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
+            if memory is not None and memory.data_ptr() not in given and memory.nbytes() > self.block_bytes:
+                raise torch.OutOfMemoryError(f"out of memory in {func}")
+        return made
+
+
+@pytest.fixture
+def alone_among_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that adds nothing to any sum."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual"])
+def test_gradients_that_are_laid_out_for_an_exchange_train_as_any(
+    faces: ShardSet, kind: str, alone_among_two: None
+) -> None:
+    config = tiny_config(model={"kind": kind})
+    state, usual = tiny_state(config, 7), tiny_state(config, 7)
+    state.lay_out_gradients()
+    assert state.gradients is not None
+    strides = [parameter.grad.stride() for parameter in state.model.parameters() if parameter.grad is not None]
+    assert strides == [parameter.stride() for parameter in state.model.parameters()]
+    found, expected = list(updates(state, config, faces, 4, TWO)), list(updates(usual, config, faces, 4))
+    assert found == expected
+    for one, other in zip(state.model.parameters(), usual.model.parameters(), strict=True):
+        assert one.equal(other)
+        assert one.grad is not None
+        assert one.grad.untyped_storage().data_ptr() == state.gradients.untyped_storage().data_ptr()
+
+
+def test_an_exchange_needs_no_memory(faces: ShardSet, alone_among_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the vote no process may fail alone: the others would wait for it."""
+    config = tiny_config()
+    state = tiny_state(config)
+    state.lay_out_gradients()
+    assert state.gradients is not None
+    original, left, measured = train.update._exchange_and_measure, state.gradients.nbytes // 4, []
+
+    def exchange(*args: Any) -> float:
+        with NoMemory(left):
+            measured.append(original(*args))
+        return measured[-1]
+
+    monkeypatch.setattr(train.update, "_exchange_and_measure", exchange)
+    list(updates(state, config, faces, 2, TWO))
+    assert len(measured) == 2
+    with pytest.raises(torch.OutOfMemoryError), NoMemory(left):
+        torch.cat([parameter.flatten() for parameter in state.model.parameters()])
+
+
+def test_a_step_that_would_not_fit_is_found_out_before_anything_changed(
+    faces: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    state, small = tiny_state(config), tiny_state(config, 8)
+    original, full = torch.empty, [True]
+    size = sum(parameter.nbytes for parameter in state.model.parameters())
+
+    def empty(*shape: Any, **options: Any) -> Tensor:
+        if shape == (size,) and full:
+            full.pop()
+            raise torch.OutOfMemoryError
+        return original(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    found = list(updates(state, config, faces, 2))
+    assert not full
+    assert (state.micro_batch, [update.replays for update in found]) == (8, [1, 0])
+    monkeypatch.undo()
+    list(updates(small, config, faces, 2))
+    assert state_sha256(state) == state_sha256(small)
