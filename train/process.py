@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 
@@ -116,6 +117,15 @@ def set_threads(config: Config, processes: int) -> int:
     threads = config.train.threads or max(1, usable_cores() // processes_here(processes))
     torch.set_num_threads(threads)
     return threads
+
+
+def any_process(accelerator: Accelerator, mine: bool) -> bool:
+    """Whether it is so in any process; every process must call this."""
+    if accelerator.num_processes == 1:
+        return mine
+    votes = torch.tensor(float(mine), device=accelerator.device)
+    torch.distributed.all_reduce(votes)
+    return bool(votes)
 
 
 def peaks_of_all(accelerator: Accelerator, pss_bytes: int, gpu_bytes: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import secrets
+import signal
 import sys
 import time
 import warnings
@@ -17,6 +18,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # Loading the libraries takes seconds: Ctrl-C in them ends the process, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # A launcher puts this file's folder on the path, not the project's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -51,6 +56,7 @@ from train.models import FaceVAE
 from train.pretrained import CONFIG_FILE
 from train.process import (
     StopRequest,
+    any_process,
     follow_launcher,
     gpu_bytes,
     make_accelerator,
@@ -123,6 +129,10 @@ def start(name: str, config: Config, began: float) -> int:
         if is_finished(session):
             session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
             session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
+            return EXIT_DONE
+        if any_process(accelerator, bool(stop)):
+            by = stop.signal or "a signal to another process"
+            session.say(f"stopped by {by} before the first update; the same command goes on")
             return EXIT_DONE
         saved_by = None if saved is None else str(saved["torch"])
         del generation  # Its tensors are copied; training needs the memory.

@@ -288,6 +288,24 @@ def test_a_signal_saves_at_once_and_the_same_command_goes_on(
     assert run.summary["weights_sha256"] == finished.summary["weights_sha256"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_update_ends_the_run_at_once(
+    copy: Run, number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train.run.make_plan
+
+    def plan(*args: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return original(*args)
+
+    monkeypatch.setattr(train.run, "make_plan", plan)
+    before = copy.folder.read_ledger()
+    assert copy() == 0
+    assert f"stopped by {number.name} before the first update; the same command goes on" in capsys.readouterr().out
+    assert copy.folder.read_ledger() == before
+    assert [int(path.name) for path in generations(copy.folder.checkpoints)] == [48]
+
+
 def test_max_minutes_saves_and_exits_with_75_until_the_run_is_done(run: Run, finished: Run) -> None:
     codes = [run("--run.max-minutes", "1e-9")]
     while codes[-1] == 75 and len(codes) < 10:
