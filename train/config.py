@@ -37,7 +37,7 @@ class RunConfig:
     fresh: bool = False
     """Start again: rename the run folder that is there."""
     max_minutes: float | None = None
-    """Save and stop after this many minutes, with exit code 75: run the same command again to go on."""
+    """Save and end within this many minutes, with exit code 75: run the same command again to go on."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**32, "run.seed", "lie in [0, 2^32)", self.seed)

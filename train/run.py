@@ -116,6 +116,7 @@ def start(name: str, config: Config, began: float) -> int:
         config = with_values(config, {"data.shards": str(shards.location)})
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
         if accelerator.is_main_process:
+            folder.check_place()
             if config.run.fresh and folder.path.exists():
                 with folder.locked():
                     say(f"the run that was there is now {folder.set_aside()}")

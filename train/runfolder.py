@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError, describe_os_error
 from pipeline.files import try_lock, write_atomic, write_json
+from pipeline.format import SHARDSET_FILE
 
 
 class RunFolder:
@@ -34,6 +35,18 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self._metrics_file = path / "metrics.jsonl"
         self._ledger_file = path / "ledger.jsonl"
+
+    def check_place(self) -> None:
+        """Raises `UserError` where the folder holds something else: a run must not write among it, nor move it away."""
+        if not self.path.is_dir():
+            return
+        names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+        ours = {self._ledger_file.name, self.config_file.name, self.checkpoints.name, "lock", self.logs.name}
+        if SHARDSET_FILE in names or (names and not names & ours):
+            what = "a shard set" if SHARDSET_FILE in names else f"one with {sorted(names)[0]} in it"
+            raise UserError(
+                f"a run must have a folder of its own; got {self.path}, {what}. Choose another with --run.dir."
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -75,16 +75,16 @@ class Snapshot:
 def _copy(copies: list[Tensor], sources: list[Tensor], computed: "torch.cuda.Event | None") -> None:
     """In the tensors' own memory formats: then a copy is one of bytes."""
     device = next((tensor.device for tensor in sources if tensor.device.type == "cuda"), None)
-    with torch.no_grad():
-        if device is None:
-            torch._foreach_copy_(copies, sources)
-            return
+    stream = None
+    if device is not None:
         assert computed is not None, "recorded where there is a GPU"
         # A stream of its own: the next update's kernels go on beside it.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_event(computed)
-        with torch.cuda.stream(stream):
-            torch._foreach_copy_(copies, sources, non_blocking=True)
+    with torch.no_grad(), torch.cuda.stream(stream):
+        for copy, source in zip(copies, sources, strict=True):
+            copy.copy_(source, non_blocking=True)
+    if stream is not None:
         stream.synchronize()
 
 

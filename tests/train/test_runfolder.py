@@ -46,6 +46,24 @@ def test_only_one_may_hold_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["shardset.json", "thesis.tex"])
+def test_a_folder_of_something_else_is_no_place_for_a_run(tmp_path: Path, name: str) -> None:
+    """It would be written into, and renamed by a fresh start."""
+    RunFolder(tmp_path / "none").check_place()
+    (tmp_path / ".hidden").touch()
+    RunFolder(tmp_path).check_place()
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"must have a folder of its own; got .* Choose another with --run\.dir"):
+        RunFolder(tmp_path).check_place()
+
+
+def test_a_run_that_is_there_is_its_own_place(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.note("start")
+    (tmp_path / "notes.txt").touch()
+    folder.check_place()
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
