@@ -75,20 +75,35 @@ class Report(Common):
 
 @dataclass(frozen=True)
 class Sample(Common):
-    """New faces."""
+    """New faces: a picture of all of them, or a file of each, and their nearest training images if asked."""
 
     count: int = 64
     """How many."""
     columns: int = 16
     """Images a row."""
-    prior: Literal["fitted", "standard"] = "fitted"
-    """fitted: the aggregate posterior's mean and covariance; standard: N(0, I)."""
+    prior: Literal["best", "mixture", "gaussian", "standard"] = "best"
+    """What to draw from. standard: N(0, I); gaussian: the aggregate posterior's mean and covariance; mixture: several
+    Gaussians, made by fit-prior; best: of these the one that fit-prior measured to be best, else gaussian."""
     temperature: float = 1.0
     """Scale of the draws: below 1 gives plainer, cleaner faces."""
+    files: Path | None = None
+    """Folder for a PNG of each face, in place of the picture of all: thousands, if you like."""
+    neighbours: int = 0
+    """Show the faces beside so many of their nearest training images, to see that nothing was memorised."""
 
     def check(self) -> None:
-        """Raise `UserError` for counts below 1."""
+        """Raise `UserError` for counts below 1, more faces than a picture holds, and a temperature that is none."""
         check_at_least(1, count=self.count, columns=self.columns)
+        check_at_least(0, neighbours=self.neighbours)
+        if not 0 <= self.temperature <= 10:
+            raise UserError(f"--temperature must be from 0 to 10; got {self.temperature:g}. 1 is the prior as it is.")
+        if self.neighbours > 16:
+            raise UserError(f"--neighbours must be at most 16; got {self.neighbours}. Choose a smaller number.")
+        if self.files is None and self.count > 1024:
+            raise UserError(
+                f"a picture must hold at most 1,024 faces; got --count {self.count}. Add --files FOLDER for a file of "
+                "each."
+            )
 
 
 @dataclass(frozen=True)
@@ -179,8 +194,24 @@ class Latents(Common):
             raise UserError(f"--perplexity must be at least 1; got {self.perplexity:g}. Choose a larger one.")
 
 
+@dataclass(frozen=True)
+class FitPrior(Common):
+    """Fit distributions to the latents of the training images, compare the faces that are drawn from them with
+    held-out ones, and store them with the model: `sample` draws from the best one."""
+
+    components: int = 10
+    """Gaussians in the mixture."""
+    count: int = 20_000
+    """Training images to fit to, at most, and held-out images to measure on."""
+
+    def check(self) -> None:
+        """Raise `UserError` for counts that make no mixture."""
+        check_at_least(2, components=self.components, count=self.count)
+
+
 COMMANDS: dict[str, type[Common]] = {
     "reconstruct": Reconstruct,
+    "fit-prior": FitPrior,
     "sample": Sample,
     "latents": Latents,
     "attributes": Attributes,

@@ -18,6 +18,7 @@ from train.grids import to_uint8
 from train.models import FaceVAE
 
 BATCH_SIZE = 64
+"""Images at once, at 64 px."""
 Item = TypeVar("Item", bound=Sized)
 
 
@@ -48,6 +49,11 @@ class Encoded:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
+def batch_of(model: FaceVAE) -> int:
+    """Images at once: fewer of larger ones, so that a layer's values take the same memory at any size."""
+    return max(8, min(BATCH_SIZE, BATCH_SIZE * 64**2 // model.architecture.image_size**2))
+
+
 @torch.inference_mode()
 def encoded(
     trained: Trained,
@@ -56,13 +62,14 @@ def encoded(
     *,
     labels: bool = False,
     keys: bool = False,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> Iterator[Encoded]:
     """The first `limit` images (default: all, each once) of a split's order, with their posteriors.
 
     Raises `UserError` where the model has no shard set, or the set no such split.
     """
     shards = trained.require_shards()
+    batch_size = batch_size or batch_of(trained.model)
     # Shard after shard: the least to fetch and to keep of a set that is far away.
     with StreamingLoader(
         shards, split=split, batch_size=batch_size, window=1, lanes=1, labels=labels and bool(shards.attributes)
@@ -80,9 +87,9 @@ def encoded(
 
 
 @torch.inference_mode()
-def decoded(model: FaceVAE, latents: Tensor, device: torch.device, batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
+def decoded(model: FaceVAE, latents: Tensor, device: torch.device, batch_size: int | None = None) -> Iterator[Tensor]:
     """Images uint8 [b, 3, H, W] of `latents` [B, Z], a batch at a time, on the CPU."""
-    for part in torch.split(latents, batch_size):
+    for part in torch.split(latents, batch_size or batch_of(model)):
         yield to_uint8(model.decode(part.to(device))).cpu()
 
 
