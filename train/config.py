@@ -165,7 +165,7 @@ class TrainConfig:
     total_images: int | None = None
     """Length of the run in images, instead of epochs; rounded up to whole updates."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """auto: bf16 where the GPU has it, fp16 on other GPUs, float32 on the CPU."""
+    """auto: bf16 where the GPU has it or the CPU has matrix units for it (AMX), fp16 on other GPUs, else float32."""
     ema_halflife_images: int = 10_000
     """Half-life of the averaged weights, which are the result; shorter early in the run."""
     threads: int | None = None

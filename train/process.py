@@ -96,15 +96,22 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def resolve_precision(asked: str) -> str:
-    """auto -> bf16 only where the hardware has it (a T4 emulates it), fp16 on other GPUs, float32 on the CPU."""
+    """auto -> bf16 only where the hardware has it (a T4 emulates it), fp16 on other GPUs, float32 on other CPUs."""
     cuda = torch.cuda.is_available()
     if asked == "auto":
         if not cuda:
-            return "no"
+            return "bf16" if _cpu_multiplies_bf16() else "no"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if asked == "fp16" and not cuda:
         raise ConfigError("train.mixed_precision fp16 must have a CUDA GPU; got none. Use auto, no or bf16.")
     return asked
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has matrix units for bf16 (AMX); without them it only saves memory. Never beside a Mac's GPU."""
+    if torch.backends.mps.is_available() or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def processes_here(processes: int) -> int:

@@ -44,8 +44,20 @@ def test_sigterm_twice_is_one_request() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
-def test_without_a_gpu_auto_is_float32_and_fp16_is_refused() -> None:
-    assert resolve_precision("auto") == "no"
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "no"), ({}, "no")]
+)
+def test_without_a_gpu_auto_follows_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto") == expected
+    assert resolve_precision("no") == "no"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
+def test_without_a_gpu_fp16_is_refused() -> None:
     assert resolve_precision("bf16") == "bf16"
     with pytest.raises(ConfigError, match="must have a CUDA GPU"):
         resolve_precision("fp16")
@@ -55,7 +67,7 @@ def test_without_a_gpu_auto_is_float32_and_fp16_is_refused() -> None:
 def test_what_a_launcher_exported_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    accelerator = make_accelerator(tiny_config())
+    accelerator = make_accelerator(tiny_config(train={"mixed_precision": "no"}))
     assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (1, "no")
 
 
