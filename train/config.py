@@ -117,13 +117,18 @@ class LossConfig:
     """The KL divergence's factor rises from 0 over this many images."""
     free_bits: float = 0.0
     """Nats of KL divergence an image that cost nothing."""
+    perceptual_weight: float = 0.0
+    """Factor of a distance between Laplacian pyramids, which asks for edges where a likelihood is content with a blur;
+    0.5 is a good start."""
     sigma_halflife_images: int = 2_000
     """Half-life of the running error that the learned variance or scale is."""
 
     def __post_init__(self) -> None:
         _check_positive("loss", self, "mse_weight", "beta", "sigma_halflife_images")
         _check(self.kl_warmup_images >= 0, "loss.kl_warmup_images", "be at least 0", self.kl_warmup_images)
-        _check(0 <= self.free_bits < math.inf, "loss.free_bits", "be at least 0", self.free_bits)
+        for name in ("free_bits", "perceptual_weight"):
+            value = getattr(self, name)
+            _check(0 <= value < math.inf, f"loss.{name}", "be at least 0", value)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from train.config import LossConfig
 from train.models import Output
@@ -17,6 +18,8 @@ from train.models import Output
 _START = {"gaussian": 1 / 12, "laplace": 1 / 4}
 """Variance, and mean absolute deviation, of a value anywhere in [0, 1]: the scale before anything is known."""
 _FLOOR = {"gaussian": 1e-6, "laplace": 1e-3}
+_COARSEST = 8
+"""Side of the smallest picture in a Laplacian pyramid, pixels."""
 
 
 class Terms(NamedTuple):
@@ -86,6 +89,22 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
 
 
+def laplacian_l1(differences: Tensor) -> Tensor:
+    """Distance [B] of pictures over the levels of their Laplacian pyramids, summed over pixels and channels.
+
+    Bojanowski et al. 2018 (arXiv 1707.05776), equation 2: the absolute differences of level j weigh 4^j, so that each
+    level counts alike although it has a quarter of the pixels of the one before. `differences` [B, 3, H, W] are those
+    of the pictures: a pyramid is linear. Here a picture is halved by averaging and doubled by linear interpolation.
+    """
+    weight, total = 1.0, torch.zeros_like(differences[:, 0, 0, 0])
+    while min(differences.shape[2:]) > _COARSEST:
+        coarser = functional.avg_pool2d(differences, 2)
+        blurred = functional.interpolate(coarser, scale_factor=2, mode="bilinear", align_corners=False)
+        total = total + weight * (differences - blurred).abs().flatten(1).sum(1)
+        weight, differences = 4 * weight, coarser
+    return total + weight * differences.abs().flatten(1).sum(1)
+
+
 def objective(
     config: LossConfig, output: Output, images: Tensor, likelihood: Likelihood, kl_weight: float = 1.0
 ) -> Terms:
@@ -96,6 +115,9 @@ def objective(
 
     `kl_weight` is the warm-up's factor of the KL divergence; of that, what lies below `free_bits` nats an image has no
     gradient (after Kingma et al. 2016, arXiv 1606.04934, with the image as the group).
+
+    `perceptual_weight` times `laplacian_l1` is added, in units of the decoder's standard deviation: with it a weight
+    of 1 stays as strong beside the likelihood while the answers get better.
     """
     with torch.autocast(images.device.type, enabled=False):
         answers = output.images.float()
@@ -110,4 +132,6 @@ def objective(
             loss = 0.5 * squared_error + config.beta * paid
         else:
             loss = likelihood.nats(error, dimensions) + paid
+        if config.perceptual_weight:
+            loss = loss + config.perceptual_weight / likelihood.std * laplacian_l1(answers - images)
     return Terms(loss, squared_error, error, kl)

@@ -134,7 +134,7 @@ def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Ac
         for begin in range(0, len(batch), state.micro_batch):
             part = slice(begin, begin + state.micro_batch)
             positions = batch.positions[part]
-            images = batch.images[part].float() / 255
+            images = batch.images[part].float().div_(255)  # In place: a new tensor costs more than the division.
             noise = normal(positions, model.latent, seed=config.run.seed, stream="latent")
             if model.draws_for_itself:
                 torch.manual_seed(make_key("layers", config.run.seed, int(positions[0]))[0])

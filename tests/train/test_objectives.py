@@ -9,9 +9,12 @@ from torch.distributions import kl_divergence as reference_kl
 from tests.train.tiny import tiny_config, tiny_model
 from train.config import LossConfig
 from train.models import Output
-from train.objectives import Likelihood, RunningError, kl_divergence, objective
+from train.objectives import Likelihood, RunningError, kl_divergence, laplacian_l1, objective
 
 OBJECTIVES: list[Any] = ["optimal_sigma", "l1", "mse", "beta"]
+
+
+PERCEPTUAL: list[Any] = [(name, weight) for name in OBJECTIVES for weight in (0.0, 0.5)]
 
 
 def gaussian(variance: float) -> Likelihood:
@@ -92,9 +95,9 @@ def test_a_running_error_is_the_scale_that_is_most_likely(kind: Any) -> None:
     assert at.std == pytest.approx(0.1, rel=0.15)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_gradient_adds_up_over_micro_batches(name: Any) -> None:
-    config = tiny_config(loss={"objective": name})
+@pytest.mark.parametrize(("name", "perceptual"), PERCEPTUAL)
+def test_the_gradient_adds_up_over_micro_batches(name: Any, perceptual: float) -> None:
+    config = tiny_config(loss={"objective": name, "perceptual_weight": perceptual})
     images, noise = torch.rand(64, 3, 32, 32), torch.randn(64, 4)
     likelihood = Likelihood.of(config.loss, RunningError(0.05, 1))
 
@@ -109,12 +112,13 @@ def test_the_gradient_adds_up_over_micro_batches(name: Any) -> None:
     assert float((whole - parts).norm() / whole.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_loss_arithmetic_stays_float32_under_autocast(name: Any) -> None:
+@pytest.mark.parametrize(("name", "perceptual"), PERCEPTUAL)
+def test_loss_arithmetic_stays_float32_under_autocast(name: Any, perceptual: float) -> None:
     answer, images = output(0.1)
-    expected = objective(LossConfig(name), answer, images, gaussian(0.04))
+    config = LossConfig(name, perceptual_weight=perceptual)
+    expected = objective(config, answer, images, gaussian(0.04))
     with torch.autocast("cpu", torch.bfloat16):
-        found = objective(LossConfig(name), answer, images, gaussian(0.04))
+        found = objective(config, answer, images, gaussian(0.04))
     assert {term.dtype for term in found} == {torch.float32}
     assert all(term.equal(other) for term, other in zip(found, expected, strict=True))
 
@@ -126,6 +130,41 @@ def test_half_precision_answers_are_compared_in_float32(name: Any) -> None:
     assert objective(LossConfig(name), half, images, gaussian(0.04)).loss.equal(
         objective(LossConfig(name), answer, images, gaussian(0.04)).loss
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_perceptual_gradient_is_finite_in_half_precision(dtype: torch.dtype) -> None:
+    config = tiny_config(loss={"perceptual_weight": 0.5})
+    model, images = tiny_model(config), torch.rand(4, 3, 32, 32)
+    with torch.autocast("cpu", dtype):
+        answer = model(images, torch.randn(4, 4))
+    objective(config.loss, answer, images, gaussian(0.01)).loss.sum().backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+def test_a_pyramid_counts_a_uniform_difference_at_its_last_level_alone() -> None:
+    # 32 px are halved twice, so that what is left weighs 16 and has a sixteenth of the pixels.
+    found = laplacian_l1(torch.full((2, 3, 32, 32), -0.25))
+    torch.testing.assert_close(found, torch.full((2,), 16 * 3 * 8 * 8 * 0.25))
+
+
+def test_a_pyramid_sees_at_which_scale_an_error_lies() -> None:
+    """One in blocks costs more than one in single pixels, where a squared error sees no difference."""
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    fine, coarse = ((-1.0) ** (rows // step + columns // step) for step in (1, 8))
+    fine, coarse = (laplacian_l1(values.expand(1, 3, 32, 32)) for values in (fine, coarse))
+    # Single pixels average out at the first halving: they are seen by one level.
+    assert float(fine) == pytest.approx(3 * 32 * 32)
+    assert float(coarse) > 1.4 * float(fine)
+
+
+def test_a_perceptual_term_is_weighed_in_units_of_the_scale() -> None:
+    answer, images = output(0.1)
+    plain, weighed = (
+        objective(LossConfig("optimal_sigma", perceptual_weight=weight), answer, images, gaussian(0.04)).loss
+        for weight in (0.0, 0.5)
+    )
+    torch.testing.assert_close(weighed - plain, 0.5 / 0.2 * laplacian_l1(answer.images - images))
 
 
 def variance(error: RunningError) -> float:

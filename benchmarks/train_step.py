@@ -1,0 +1,185 @@
+"""What the trainer costs on top of a bare PyTorch loop over tensors that lie in memory already.
+
+    python benchmarks/train_step.py                          (drawn faces, `conv`, 64 px, batch 64)
+    python benchmarks/train_step.py --kind residual --size 128 --precision no
+
+    ours    train/run.py as it is: loader, decoding, crc32, noise by position, votes, average of the weights, metrics,
+            display, and a save at the end of each round
+    bare    the same model, objective, precision and optimizer on one batch of ready float tensors, noise by randn
+
+Both have the same cores. They take turns, each in a process that does nothing else, so that a machine that slows down
+slows both; the ratio is that of the medians. Each round of ours goes on with the same run, the way a resumed one does.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
+from pipeline.machine import usable_cores  # noqa: E402
+from shard_tool.cli import main as shard_tool  # noqa: E402
+from train.architectures import Architecture  # noqa: E402
+from train.config import LossConfig, OptimConfig  # noqa: E402
+from train.models import FaceVAE  # noqa: E402
+from train.objectives import Likelihood, RunningError, objective  # noqa: E402
+from train.process import resolve_precision  # noqa: E402
+from train.runfolder import RunFolder  # noqa: E402
+from train.state import TrainState  # noqa: E402
+
+FACES = 2_048
+"""Drawn faces: enough that the loader meets the ends of epochs."""
+WARM_UP = 2
+"""Lines of metrics, and as many times --log-every updates of the bare loop, that are not counted."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One turn of each."""
+
+    ours: float
+    """Images a second, the median over lines of metrics."""
+    bare: float
+    """Images a second, the median over as many updates."""
+    data_wait_share: float
+
+
+def main() -> int:
+    """Measure and print; returns 1 below `--ratio` or above `--wait`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, help="shard set to train on (default: drawn faces)")
+    parser.add_argument("--kind", default="conv", choices=("conv", "residual", "keras"))
+    parser.add_argument("--size", type=int, default=64, help="pixels of the drawn faces")
+    parser.add_argument("--batch", type=int, default=64, help="images an update")
+    parser.add_argument("--precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--lines", type=int, default=12, help="lines of metrics a turn that count")
+    parser.add_argument("--log-every", type=int, default=10, help="updates a line")
+    parser.add_argument("--ratio", type=float, default=0.95, help="ours over bare that is asked for")
+    parser.add_argument("--wait", type=float, default=0.02, help="share of waiting for data that is allowed")
+    parser.add_argument("--work", type=Path, default=Path("runs/step-benchmark"), help="folder for set and run")
+    parser.add_argument("--json", type=Path, help="write every figure into this file")
+    parser.add_argument("--bare", action="store_true", help="only one turn of the bare loop (used by the benchmark)")
+    options = parser.parse_args()
+    try:
+        if options.bare:
+            print(bare_loop(options))
+            return 0
+        return run(options)
+    except (LeanstreamError, OSError) as error:
+        return report_error(error, "running the benchmark")
+
+
+def run(options: argparse.Namespace) -> int:
+    """All rounds, and the verdict."""
+    shards = options.shards or drawn_faces(options.work, options.size)
+    folder = RunFolder(options.work / f"{options.kind}-{options.size}-{options.precision}")
+    rounds = []
+    for number in range(options.rounds):
+        ours, wait = trainer(options, shards, folder, number)
+        found = Round(ours, bare_in_a_process(options), wait)
+        print(
+            f"round {number + 1}: ours {found.ours:,.1f}, bare {found.bare:,.1f} images/s, "
+            f"data wait {found.data_wait_share:.2%}",
+            flush=True,
+        )
+        rounds.append(found)
+    ours, bare = statistics.median(one.ours for one in rounds), statistics.median(one.bare for one in rounds)
+    wait = statistics.median(one.data_wait_share for one in rounds)
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{usable_cores()} cores"
+    print(
+        f"{options.kind}, {options.size} px, batch {options.batch}, {resolve_precision(options.precision)}, {where}: "
+        f"ours {ours:,.1f}, bare {bare:,.1f} images/s, ratio {ours / bare:.3f}; data wait {wait:.2%}"
+    )
+    if options.json:
+        options.json.write_text(json.dumps({"rounds": [asdict(one) for one in rounds], "ratio": ours / bare}, indent=1))
+    return 0 if ours >= options.ratio * bare and wait < options.wait else 1
+
+
+def drawn_faces(work: Path, size: int) -> Path:
+    """A set of drawn faces, without a val split: what is timed is training."""
+    shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"
+    if not (shards / "shardset.json").exists():
+        shard_tool(["draw-faces", str(pictures), "--count", str(FACES), "--size", str(size), "--quiet"])
+        shard_tool(["make-shards", str(pictures), "--size", str(size), "--out", str(shards), "--quiet"])
+    return shards
+
+
+def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number: int) -> tuple[float, float]:
+    """One turn of train/run.py: images a second, and the share of time in which it waited for data."""
+    images = (WARM_UP + options.lines) * options.log_every * options.batch
+    command = [
+        sys.executable, str(ROOT / "train" / "run.py"), "--data.shards", str(shards), "--run.dir", str(folder.path),
+        "--model.kind", options.kind, "--train.mixed-precision", options.precision,
+        "--train.batch-size", str(options.batch), "--train.micro-batch", str(options.batch),
+        "--train.log-every-updates", str(options.log_every), "--train.prior-images", "64",
+        "--train.total-images", str((number + 1) * images), "--optim.schedule", "constant",
+    ]  # fmt: skip
+    if number == 0:
+        command.append("--run.fresh")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the trainer must succeed; got '{done.stderr.strip()}'. Run it alone: {' '.join(command)}")
+    lines = [line for line in folder.read_metrics() if "images_per_s" in line and line["position"] > number * images]
+    counted = lines[WARM_UP:]
+    return (
+        statistics.median(line["images_per_s"] for line in counted),
+        statistics.fmean(line["data_wait_share"] for line in counted),
+    )
+
+
+def bare_in_a_process(options: argparse.Namespace) -> float:
+    """One turn of the bare loop, where nothing of the trainer's has run before."""
+    command = [sys.executable, __file__, "--bare"]
+    for name in ("kind", "size", "batch", "precision", "lines", "log_every"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the bare loop must succeed; got '{done.stderr.strip()}'. Try a smaller --batch.")
+    return float(done.stdout)
+
+
+def bare_loop(options: argparse.Namespace) -> float:
+    """Images a second of forward pass, loss, backward pass and optimizer; the median over `lines` times `log_every`."""
+    torch.set_num_threads(usable_cores())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(options.precision)
+    model = FaceVAE(Architecture.of(options.kind, options.size, None, None, None))
+    # The trainer's own optimizer, so that both take the same steps.
+    state = TrainState.create(model, OptimConfig(), device, options.batch)
+    for group in state.optimizer.param_groups:
+        group["lr"] = 1e-4
+    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    config = LossConfig()
+    likelihood = Likelihood.of(config, RunningError())
+    speeds = []
+    for _ in range(WARM_UP + options.lines):
+        began = time.perf_counter()
+        for _ in range(options.log_every):
+            noise = torch.randn(options.batch, model.latent, device=device)
+            with torch.autocast(device.type, DTYPES.get(precision), enabled=precision != "no"):
+                output = state.model(images, noise)
+            loss = objective(config, output, images, likelihood).loss.mean()
+            loss.backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+        float(loss.detach())
+        speeds.append(options.log_every * options.batch / (time.perf_counter() - began))
+    return statistics.median(speeds[WARM_UP:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
