@@ -13,13 +13,15 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipeline import ShardSet
+from pipeline.cache import cache_of
 from pipeline.errors import ConfigError
 from pipeline.loader import RAM_BYTES
 from pipeline.machine import show_bytes
@@ -133,6 +135,26 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
     fit = _smallest_of_all(fit, accelerator)
     seconds = _seconds_per_image(state, config, accelerator, fit)
     return Plan(need, fit, base_bytes, limit, loader_bytes, seconds, on_gpu)
+
+
+def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
+    """The set, with a cache that keeps to what `budget.disk` leaves beside the run's own files.
+
+    Raises `ConfigError` where it does not even hold those.
+    """
+    limit = config.budget.disk_bytes
+    if limit is None:
+        return shards
+    generation = need.weights + need.average + need.optimizer
+    # A generation, and the finished model, are whole before the one that they replace goes.
+    own = (config.checkpoint.keep + 1) * generation + 2 * need.weights
+    if limit <= own:
+        raise ConfigError(
+            f"budget.disk must hold {config.checkpoint.keep + 1} checkpoints and the model, about {show_bytes(own)}; "
+            f"got {show_bytes(limit)}. Raise it, or lower --checkpoint.keep."
+        )
+    cache = cache_of(shards)
+    return shards if cache is None else replace(shards, cache_bytes=min(cache.limit_bytes, limit - own))
 
 
 def _limit_gpu(limit: int | None, device: torch.device) -> tuple[int, int]:

@@ -221,9 +221,12 @@ class BudgetConfig:
     """GPU memory, CUDA's own included. Default: all of it."""
     ram: str | None = None
     """RAM, of the trainer and what it starts. Default: no limit, and little is used."""
+    disk: str | None = None
+    """Disk, of the checkpoints (without milestones), the finished model and the shard cache, which gets what they
+    leave. Default: half of what is free for the cache."""
 
     def __post_init__(self) -> None:
-        for value in (self.gpu, self.ram):
+        for value in (self.gpu, self.ram, self.disk):
             if value is not None:
                 parse_bytes(value)
 
@@ -236,6 +239,11 @@ class BudgetConfig:
     def ram_bytes(self) -> int | None:
         """`ram` in bytes."""
         return None if self.ram is None else parse_bytes(self.ram)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """`disk` in bytes."""
+        return None if self.disk is None else parse_bytes(self.disk)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from pipeline.machine import PeakMemory, tree_pss, usable_cores
 from pipeline.order import Order
 from train.announce import record_start, show_result
 from train.architectures import Architecture
-from train.budget import make_plan
+from train.budget import make_plan, within_disk
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
 from train.finished import finish, summarise
@@ -254,6 +254,7 @@ def prepare(
     if saved is not None or config.train.init_from is not None:
         state.share(accelerator)
     plan = make_plan(state, config, accelerator, local, base_bytes)
+    shards = within_disk(shards, config, plan.need)
     state.micro_batch = plan.fit.micro_batch
     state.model.recompute = plan.fit.recompute
     if saved is not None and config.train.micro_batch == "auto":

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +10,9 @@ from pipeline.errors import ConfigError
 from pipeline.format import ShardSet
 from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
 from train.architectures import Architecture
-from train.budget import Fit, Need, choose, divisors, estimate, make_plan
+from train.budget import Fit, Need, choose, divisors, estimate, make_plan, within_disk
 from train.config import LossConfig
-from train.models import FaceVAE, segments
+from train.models import FaceVAE, parameter_count, segments
 from train.objectives import Likelihood, objective
 
 NEED = Need(weights=100, gradients=100, optimizer=200, average=100, activations=40, activations_recomputed=10)
@@ -172,3 +175,40 @@ def test_a_model_too_large_for_the_timing_is_left_to_the_first_update() -> None:
     config = tiny_config()
     state = tiny_state(config, kind=Hungry)
     assert make_plan(state, config, FakeAccelerator(), 16, 0).seconds_per_image == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "half"])
+def test_the_large_model_trains_batches_of_256_within_two_gib(half: bool) -> None:
+    """An allocator of the size of a budget stands in for the GPU; what it hands out is a tenth more than the count."""
+    need, context = estimate(model_of("residual", 128), half=half), 500 << 20
+    assert parameter_count(model_of("residual", 128)) > 18e6
+    sizes = []
+    for gib in (1, 2, 4, 8, 15):
+        limit = gib << 30
+
+        def fits(fit: Fit, limit: int = limit) -> bool:
+            return context + 1.1 * need.total(fit.micro_batch, recompute=fit.recompute) <= limit
+
+        fit = choose(need, 256, limit, context, fits)
+        assert 256 % fit.micro_batch == 0
+        assert fits(fit)
+        assert not fit.recompute
+        sizes.append(fit.micro_batch)
+    assert sizes == sorted(sizes)
+    assert sizes[1] >= 8
+    assert sizes[3] >= 64
+    # Where not even one image fits as it is, activations are computed again.
+    tight = context + need.total(1, recompute=False) - 1
+    assert choose(need, 256, tight, context).recompute
+
+
+def test_a_budget_of_disk_leaves_the_cache_what_the_checkpoints_do_not_take(faces: ShardSet, tmp_path: Path) -> None:
+    cached = replace(faces, cache=tmp_path / "cache")
+    own = 3 * (100 + 100 + 200) + 2 * 100
+    config = tiny_config(budget={"disk": str(own + 5000)}, checkpoint={"keep": 2})
+    assert within_disk(cached, config, NEED).cache_bytes == 5000
+    assert within_disk(replace(cached, cache_bytes=300), config, NEED).cache_bytes == 300
+    assert within_disk(faces, config, NEED) == faces
+    assert within_disk(cached, tiny_config(), NEED) == cached
+    with pytest.raises(ConfigError, match=r"budget.disk must hold 3 checkpoints and the model, about 1.4 KiB; got"):
+        within_disk(faces, tiny_config(budget={"disk": str(own)}), NEED)
