@@ -65,7 +65,9 @@ def test_the_process_has_ended_when_the_minutes_are_over(run: Run, clock: Clock)
     position = run.summary["position"]
     assert int(generations(run.folder.checkpoints)[0].name) == position > 0
     saved = [record for record in run.folder.read_ledger() if record["event"] == "saved"]
-    assert [record["write_s"] for record in saved] == [WRITE_S] * len(saved)
+    # Updates go on beside a write, on the same clock.
+    assert len(saved) > 1
+    assert all(WRITE_S <= record["write_s"] <= WRITE_S + 3 * UPDATE_S for record in saved)
     # The next process has no save of its own to go by: what the ledger has of earlier ones counts.
     before = clock.passed
     assert run("--checkpoint.save-every-minutes", "60") == 75
