@@ -48,15 +48,14 @@ FAR = 100_000_000
 FINISH_S = 5.0
 """Fitting the prior and writing the model, which come after the last image."""
 
-COMMON = (
-    "--train.batch-size 32 --optim.learning-rate 2e-3 --optim.warmup-images 2000 --train.ema-halflife-images 4000 "
-    "--data.flip --train.prior-images 64"
-)
+COMMON = "--train.batch-size 32 --data.flip --train.prior-images 64"
 CONTENDERS = {
     "keras objective, conv": "--model.kind conv --loss.objective mse --loss.mse-weight 10000",
     "optimal sigma, conv": "--model.kind conv --loss.objective optimal_sigma",
     "optimal sigma, residual": "--model.kind residual --loss.objective optimal_sigma --model.widths 32 64 128 256",
+    "optimal sigma, conv, latent 256": "--model.kind conv --loss.objective optimal_sigma --model.latent 256",
 }
+USUAL = list(CONTENDERS)[:3]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, required=True, help="folder with photos and list_eval_partition.csv")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall time of each run")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="folder for the set, runs and results")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to train")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=USUAL, help="contenders to train")
     parser.add_argument("--extra", default="", help="settings of the trainer on top, for all contenders")
     parser.add_argument("--gain", type=float, default=2.5, help="dB that the best must be over the first")
     options = parser.parse_args()
