@@ -91,7 +91,7 @@ def _surface(axes: Any, grid: Grid) -> None:
     x, y = np.meshgrid(*grid.centres, indexing="ij")
     axes.plot_surface(x, y, grid.counts, cmap=SEQUENTIAL, rstride=1, cstride=1, linewidth=0, antialiased=False)
     axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", zlabel="images a cell", title="histogram as a surface")
-    axes.set(xlim=grid.x[[0, -1]], ylim=grid.y[[0, -1]], zlim=(0, None))
+    axes.set(xlim=grid.x[[0, -1]], ylim=grid.y[[0, -1]], zlim=(0, grid.counts.max()))
     axes.set_facecolor(BACKGROUND)
     axes.view_init(elev=42, azim=-60)
     axes.set_box_aspect((1, 1, 0.6), zoom=0.95)
