@@ -24,7 +24,7 @@ NO_NETWORK = (
 COLUMNS = ("of", "figure", "mean", "deviation", "draws", "images", "reference", "image_px", "crop", "features")
 _CSV_FEATURES = ("precision", "recall", "density", "coverage")
 _UNITS = {"psnr_db": ("PSNR", " dB"), "rate_nats": ("rate", " nats"), "distortion_nats": ("distortion", " nats")}
-_TITLES = {"real": "real (floor)", "reconstructions": "reconstructed", "standard": "N(0, I)", "swd": "SWD x 1000"}
+_TITLES = {"real": "floor", "reconstructions": "reconstr.", "standard": "N(0, I)", "swd": "SWD x 1000"}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _versions() -> dict[str, str]:
 
 def _cell(figure: Mapping[str, Any]) -> str:
     deviation = figure["deviation"]
-    return _short(figure["mean"]) + ("" if deviation is None else f" ±{_short(deviation)}")
+    return _short(figure["mean"]) + ("" if deviation is None else f" ±{deviation:.2g}")
 
 
 def _short(value: float | None) -> str:
