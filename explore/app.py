@@ -28,6 +28,8 @@ _CLOSING_S = 2
 def run(command: App, console: Console) -> list[Path]:
     """Serve the page until Ctrl-C or SIGTERM; it writes no files."""
     with listen(command.port) as listener, tempfile.TemporaryDirectory(prefix="leanstream-app-") as uploads:
+        # SIGTERM as an interrupt, so that the folder goes then, too; the server raises again what ended it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         # Read by gradio when it is imported or the page is made.
         os.environ |= {
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -85,8 +87,6 @@ def _serve(page: Any, listener: socket.socket, command: App, console: Console) -
     if command.open:
         # The socket listens already: a browser that is quicker than the server waits a moment.
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    # The server ends by raising again what ended it; SIGTERM as an interrupt lets the upload folder go, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server.run(sockets=[listener])
 
 
