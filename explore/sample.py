@@ -45,7 +45,6 @@ def run(command: Sample, console: Console) -> list[Path]:
         _paint(command, trained, priors, name, output, console)
     else:
         written.append(_write_files(command.files, command, trained, priors, name, console))
-        about["files"] = str(command.files)
     if command.neighbours:
         about["neighbours"] = _compare(command, trained, priors, name, output, console)
     output.numbers(f"sample-{name}", about)

@@ -50,9 +50,10 @@ def write_priors(path: Path, priors: FittedPriors, weights: str) -> None:
         "default": priors.default,
         "facts": priors.facts,
     }
-    text = json.dumps(about, ensure_ascii=False)
+    # One entry: the order of several is not the same each time.
+    header = {"priors": json.dumps({"about": about, "sha256": _hash(about)}, ensure_ascii=False)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, save(tensors, {"priors": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    write_atomic(path, save(tensors, header))
 
 
 def read_priors(path: Path, weights: str) -> FittedPriors:
@@ -62,13 +63,10 @@ def read_priors(path: Path, weights: str) -> FittedPriors:
     """
     try:
         with safe_open(path, "pt") as file:
-            text, sha256 = (file.metadata()[name] for name in ("priors", "sha256"))
-            about = json.loads(text)
+            header = json.loads(file.metadata()["priors"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        whole = (hashlib.sha256(text.encode()).hexdigest(), weights_sha256(tensors)) == (
-            sha256,
-            about["tensors_sha256"],
-        )
+        about = header["about"]
+        whole = (_hash(about), weights_sha256(tensors)) == (header["sha256"], about["tensors_sha256"])
         if not whole or about["version"] != _VERSION:
             raise CheckpointError(f"{path} must be as it was written; got other bytes. Run fit-prior again.")
         if about["weights_sha256"] != weights:
@@ -79,3 +77,7 @@ def read_priors(path: Path, weights: str) -> FittedPriors:
         return FittedPriors(mixtures, about["default"], about["facts"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} must be readable; got '{error}'. Run fit-prior again.") from error
+
+
+def _hash(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()

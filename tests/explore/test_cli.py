@@ -9,7 +9,7 @@ from PIL import Image
 from explore.cli import main
 from pipeline.format import ShardSet
 from tests.helpers import make_shard_set
-from train.checkpoint import generations
+from train.checkpoint import generations, read_newest, write_generation
 from train.run import main as train_main
 
 TOML = """
@@ -87,7 +87,7 @@ def test_reconstruct_paints_originals_over_answers_and_tells_each_psnr(
     assert decibels[0] == pytest.approx(-10 * np.log10(np.square(original - answer).mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("prior", ["fitted", "standard"])
+@pytest.mark.parametrize("prior", ["gaussian", "standard"])
 def test_sample_paints_the_same_new_faces_for_a_seed(run: Path, prior: str) -> None:
     def paint(*more: str) -> bytes:
         assert main(["sample", "--run", str(run), "--count", "5", "--columns", "3", "--prior", prior, *more]) == 0
@@ -103,7 +103,34 @@ def test_sample_paints_the_same_new_faces_for_a_seed(run: Path, prior: str) -> N
 
 def test_an_unfinished_run_is_sampled_with_a_gaussian_fitted_now(unfinished: Path) -> None:
     assert main(["sample", "--run", str(unfinished), "--count", "3"]) == 0
-    assert (unfinished / "explore" / "sample-fitted.png").exists()
+    assert (unfinished / "explore" / "sample-gaussian.png").exists()
+
+
+def test_priors_of_an_unfinished_run_belong_to_the_checkpoint_they_were_fitted_to(
+    unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit-prior", "--run", str(unfinished), "--components", "2"]) == 0
+    stored = unfinished / "explore" / "priors.safetensors"
+    assert str(stored) in capsys.readouterr().out
+    assert not (unfinished / "final").exists()
+    assert main(["sample", "--run", str(unfinished), "--count", "3", "--prior", "mixture"]) == 0
+    # The run goes on: the next save has other weights.
+    generation, _ = read_newest(unfinished / "checkpoints")
+    assert generation is not None
+    for tensor in generation.parts["ema"].values():
+        tensor += 0.01
+    generation.state["position"] += 16
+    write_generation(unfinished / "checkpoints", generation)
+    assert main(["sample", "--run", str(unfinished), "--count", "3", "--prior", "mixture"]) == 2
+    assert "priors of others" in capsys.readouterr().err
+    assert main(["fit-prior", "--run", str(unfinished), "--components", "2"]) == 0
+    assert main(["sample", "--run", str(unfinished), "--count", "3", "--prior", "mixture"]) == 0
+
+
+def test_priors_of_a_finished_run_lie_with_its_model(run: Path) -> None:
+    assert main(["fit-prior", "--run", str(run), "--components", "2"]) == 0
+    assert (run / "final" / "priors.safetensors").exists()
+    assert main(["sample", "--model", str(run / "final"), "--count", "3", "--prior", "mixture"]) == 0
 
 
 def test_a_finished_models_folder_is_enough(run: Path, tmp_path: Path, shards: ShardSet) -> None:
@@ -114,8 +141,8 @@ def test_a_finished_models_folder_is_enough(run: Path, tmp_path: Path, shards: S
         "reconstruct-val.csv",
         "reconstruct-val.json",
         "reconstruct-val.png",
-        "sample-fitted.json",
-        "sample-fitted.png",
+        "sample-gaussian.json",
+        "sample-gaussian.png",
     ]
 
 

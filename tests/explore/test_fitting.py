@@ -31,7 +31,7 @@ def gaussian_of(draws: NDArray[np.float32]) -> Mixture:
 
 
 def test_known_components_are_found_again() -> None:
-    found = fit_mixture(drawn(4000), 3, seed=0)
+    found = fit_mixture(drawn(3000), 3, seed=0)
     order = [int((found.means - centre).norm(dim=1).argmin()) for centre in CENTRES.double()]
     assert sorted(order) == [0, 1, 2]
     torch.testing.assert_close(found.means[order], CENTRES.double(), atol=0.12, rtol=0)

@@ -19,14 +19,14 @@ def mixture() -> Mixture:
 
 
 def test_draws_have_the_weights_means_and_covariances_of_the_components(mixture: Mixture) -> None:
-    numbers = torch.arange(40_000)
+    numbers = torch.arange(20_000)
     latents, chosen = mixture.draw(numbers, seed=5), mixture.choose(numbers, 5)
-    assert (latents.dtype, latents.shape) == (torch.float32, (40_000, 3))
+    assert (latents.dtype, latents.shape) == (torch.float32, (20_000, 3))
     for component in range(2):
         mine = latents[chosen == component].double()
-        assert len(mine) / 40_000 == pytest.approx(float(mixture.weights[component]), abs=0.01)
-        torch.testing.assert_close(mine.mean(0), mixture.means[component], atol=0.06, rtol=0)
-        torch.testing.assert_close(torch.cov(mine.T), covariance(component), atol=0.15, rtol=0)
+        assert len(mine) / 20_000 == pytest.approx(float(mixture.weights[component]), abs=0.01)
+        torch.testing.assert_close(mine.mean(0), mixture.means[component], atol=0.1, rtol=0)
+        torch.testing.assert_close(torch.cov(mine.T), covariance(component), atol=0.15, rtol=0.06)
 
 
 @settings(max_examples=20, deadline=None)
