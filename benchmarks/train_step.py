@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64, help="pixels of the drawn faces")
     parser.add_argument("--batch", type=int, default=64, help="images an update")
     parser.add_argument("--precision", default="auto", choices=("auto", "no", "bf16", "fp16"))
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="torch's, of both")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--lines", type=int, default=12, help="lines of metrics a turn that count")
     parser.add_argument("--log-every", type=int, default=10, help="updates a line")
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
         rounds.append(found)
     ours, bare = statistics.median(one.ours for one in rounds), statistics.median(one.bare for one in rounds)
     wait = statistics.median(one.data_wait_share for one in rounds)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{usable_cores()} cores"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{options.threads} threads"
     print(
         f"{options.kind}, {options.size} px, batch {options.batch}, {resolve_precision(options.precision)}, {where}: "
         f"ours {ours:,.1f}, bare {bare:,.1f} images/s, ratio {ours / bare:.3f}; data wait {wait:.2%}"
@@ -123,7 +124,7 @@ def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number
         sys.executable, str(ROOT / "train" / "run.py"), "--data.shards", str(shards), "--run.dir", str(folder.path),
         "--model.kind", options.kind, "--train.mixed-precision", options.precision,
         "--train.batch-size", str(options.batch), "--train.micro-batch", str(options.batch),
-        "--train.log-every-updates", str(options.log_every), "--train.prior-images", "64",
+        "--train.threads", str(options.threads), "--train.log-every-updates", str(options.log_every), "--train.prior-images", "64",
         "--train.total-images", str((number + 1) * images), "--optim.schedule", "constant",
     ]  # fmt: skip
     if number == 0:
@@ -143,7 +144,7 @@ def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number
 def bare_in_a_process(options: argparse.Namespace) -> float:
     """One turn of the bare loop, where nothing of the trainer's has run before."""
     command = [sys.executable, __file__, "--bare"]
-    for name in ("kind", "size", "batch", "precision", "lines", "log_every"):
+    for name in ("kind", "size", "batch", "precision", "threads", "lines", "log_every"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -153,7 +154,7 @@ def bare_in_a_process(options: argparse.Namespace) -> float:
 
 def bare_loop(options: argparse.Namespace) -> float:
     """Images a second of forward pass, loss, backward pass and optimizer; the median over `lines` times `log_every`."""
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(options.precision)
     model = FaceVAE(Architecture.of(options.kind, options.size, None, None, None))
