@@ -124,7 +124,8 @@ def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number
         sys.executable, str(ROOT / "train" / "run.py"), "--data.shards", str(shards), "--run.dir", str(folder.path),
         "--model.kind", options.kind, "--train.mixed-precision", options.precision,
         "--train.batch-size", str(options.batch), "--train.micro-batch", str(options.batch),
-        "--train.threads", str(options.threads), "--train.log-every-updates", str(options.log_every), "--train.prior-images", "64",
+        "--train.threads", str(options.threads), "--train.log-every-updates", str(options.log_every),
+        "--train.prior-images", "64",
         "--train.total-images", str((number + 1) * images), "--optim.schedule", "constant",
     ]  # fmt: skip
     if number == 0:
