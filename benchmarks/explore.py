@@ -1,6 +1,6 @@
 """Peak memory and time of every `explore` command on 20,000 images, at 64 and at 128 px.
 
-    python benchmarks/explore.py                          (about 40 minutes on two quiet cores, 2 GB of disk)
+    python benchmarks/explore.py                          (makes faces, sets and runs; 2 GB of disk)
     python benchmarks/explore.py --runs runs/a runs/b     (runs that are there, of any size; they are copied)
     python benchmarks/explore.py --shards faces64         (sets that are there; a model is trained briefly on each)
 
@@ -38,7 +38,7 @@ WITHOUT = {"app"}
 """It serves until it is stopped."""
 ARGUMENTS: Mapping[str, Sequence[str]] = {
     "reconstruct": ("--split=train", "--count={images}"),
-    "sample": ("--count=1024",),
+    "sample": ("--count={images}", "--files={folder}/faces"),
     "latents": ("--split=all", "--count={images}"),
     "attributes": ("--images={images}",),
     "score": ("--split=train",),
@@ -130,7 +130,7 @@ def measure_run(run: Path, work: Path, commands: Collection[str], images: int) -
         for command in COMMANDS:
             if command not in commands:
                 continue
-            arguments = [argument.format(images=images) for argument in ARGUMENTS.get(command, ())]
+            arguments = [argument.format(images=images, folder=temporary) for argument in ARGUMENTS.get(command, ())]
             modules = Path(temporary) / "modules"
             found = measure([EXPLORE, str(modules), command, "--run", str(copy), *arguments])
             alone = baseline(libraries(command, set(modules.read_text().split())))

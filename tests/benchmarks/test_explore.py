@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - WITHOUT))
 def test_every_command_takes_the_arguments_that_it_is_measured_with(command):
-    arguments = [argument.format(images=IMAGES) for argument in ARGUMENTS.get(command, ())]
+    arguments = [argument.format(images=IMAGES, folder="somewhere") for argument in ARGUMENTS.get(command, ())]
     parse([command, "--run", "runs/demo", *arguments]).check()
 
 
