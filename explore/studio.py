@@ -121,7 +121,7 @@ class Studio:
     @torch.inference_mode()
     def between(self, left: Face, right: Face, share: float, way: str) -> NDArray[np.float32]:
         """Latents [Z] at `share`, from 0 to 1, of the way to the right face; `way`: linear or spherical."""
-        return _array(_walked(left, right, torch.tensor([share]), way)[0])
+        return _array(_walked(left, right, torch.tensor([float(share)]), way)[0])
 
     @torch.inference_mode()
     def film(self, left: Face, right: Face, way: str) -> bytes:
