@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.counter import draw_words
 from pipeline.noise import normal
-from train.evaluate import Gaussian
+from train.gaussian import Gaussian
 
 _JITTER = 1e-6
 """Added to variances, so that a dimension in which nothing varies has a Cholesky factor too."""

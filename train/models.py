@@ -1,5 +1,6 @@
 """The VAE: one class around the encoder and decoder of an architecture, with which it goes to disk and comes back."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import CheckpointError
-from pipeline.noise import normal
 from train.architectures import Architecture, build
+from train.checkpoint import weights_sha256
 from train.gaussian import Gaussian
-from train.pretrained import CARD_FILE, Pretrained, read_pretrained, write_files
+from train.mixture import Mixture
+from train.pretrained import CARD_FILE, PRIORS_FILE, Pretrained, read_pretrained, write_files
+from train.priors import parse_priors
 
 _DECODED_AT_ONCE = 64
 LOGVAR_RANGE = (-20.0, 10.0)
@@ -39,9 +42,11 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         super().__init__()
         self.architecture = architecture
         self.prior = Gaussian.standard(architecture.latent)
-        """Where new faces are drawn from: of a trained model the aggregate posterior's mean and covariance."""
+        """Of a trained model the aggregate posterior's mean and covariance."""
         self.facts: dict[str, Any] = {}
         """What is known about a trained model: position, figures, the fingerprint of its data."""
+        self.fitted: Mixture | None = None
+        """The best prior by measurement, where `explore fit-prior` ran on these weights: then drawn from instead."""
         self._extras: dict[str, bytes] = {}
         self.recompute = False
         """Whether the activations inside a segment are computed again in the backward pass instead of kept."""
@@ -85,14 +90,18 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         return values
 
     @torch.inference_mode()
-    def sample(self, count: int, *, seed: int = 0, temperature: float = 1.0, prior: Gaussian | None = None) -> Tensor:
-        """New faces, uint8 [count, 3, H, W] on the CPU, of draws from `prior` (default: the model's own).
+    def sample(
+        self, count: int, *, seed: int = 0, temperature: float = 1.0, prior: Gaussian | Mixture | None = None
+    ) -> Tensor:
+        """New faces, uint8 [count, 3, H, W] on the CPU, of draws from `prior` (default: `fitted`, else `self.prior`).
 
         Another seed gives others; `temperature` scales the spread of the draws: below 1, plainer faces.
         """
         self.eval()
-        noise = temperature * normal(torch.arange(count), self.latent, seed=seed, stream="new faces")
-        latents = (prior or self.prior).sample(noise).to(next(self.parameters()).device)
+        chosen = prior or self.fitted or self.prior
+        mixture = Mixture.single(chosen) if isinstance(chosen, Gaussian) else chosen
+        latents = mixture.draw(torch.arange(count), seed=seed, temperature=temperature)
+        latents = latents.to(next(self.parameters()).device)
         return torch.cat([to_uint8(self.decode(part)).cpu() for part in torch.split(latents, _DECODED_AT_ONCE)])
 
     def describe(self) -> dict[str, object]:
@@ -110,6 +119,11 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
                 f"the weights must fit their architecture; got '{error}'. Copy them again."
             ) from error
         model.prior, model._extras = found.prior, found.extras
+        if PRIORS_FILE in found.extras:
+            # Damaged ones, and those of other weights, count as none; `explore` says so.
+            with contextlib.suppress(CheckpointError):
+                weights = weights_sha256(model.state_dict())
+                model.fitted = parse_priors(found.extras[PRIORS_FILE], weights, PRIORS_FILE).best
         model.facts = {key: value for key, value in found.facts.items() if key not in ("architecture", "files")}
         return model.eval()
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from pipeline.errors import CheckpointError
 from pipeline.files import write_atomic
@@ -33,6 +33,12 @@ class FittedPriors:
     """The best by measurement: one of these or `standard`, which is N(0, I)."""
     facts: dict[str, Any]
     """Of which images they were made, and what was measured; JSON values."""
+
+    @property
+    def best(self) -> Mixture:
+        """The default itself."""
+        found = self.fitted.get(self.default)
+        return Mixture.standard(next(iter(self.fitted.values())).latent) if found is None else found
 
 
 def write_priors(path: Path, priors: FittedPriors, weights: str) -> None:
@@ -62,9 +68,19 @@ def read_priors(path: Path, weights: str) -> FittedPriors:
     Raises `CheckpointError` where the file is damaged, or was fitted to other weights.
     """
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["priors"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} must be readable; got '{error}'. Run fit-prior again.") from error
+    return parse_priors(data, weights, str(path))
+
+
+def parse_priors(data: bytes, weights: str, path: str) -> FittedPriors:
+    """As `read_priors`, of the content of a file; `path` is for the message."""
+    try:
+        # A safetensors file begins with the length of its header, which is JSON.
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["priors"])
+        tensors = load(data)
         about = header["about"]
         whole = (_hash(about), weights_sha256(tensors)) == (header["sha256"], about["tensors_sha256"])
         if not whole or about["version"] != _VERSION:
@@ -75,7 +91,7 @@ def read_priors(path: Path, weights: str) -> FittedPriors:
             )
         mixtures = {name: Mixture(*(tensors[f"{name}.{part}"] for part in _TENSORS)) for name in about["names"]}
         return FittedPriors(mixtures, about["default"], about["facts"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} must be readable; got '{error}'. Run fit-prior again.") from error
 
 

@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 
 from explore.cli import main
+from explore.encode import decoded
 from explore.fit_prior import Measured, best, too_few
 from explore.priors import load_priors
 from pipeline.format import ShardSet
 from tests.explore.untrained import save_model, trained
 from tests.helpers import make_shard_set
+from tests.train.tiny import CPU
 from train import FaceVAE
+from train.gaussian import Gaussian
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,12 @@ def test_the_model_loads_and_is_published_with_its_priors(model: Path, tmp_path:
     assert (tmp_path / "again" / "priors.safetensors").read_bytes() == (model / "priors.safetensors").read_bytes()
     assert load_priors(trained(tmp_path / "again")).default == load_priors(trained(model)).default
     assert "mixture" in load_priors(trained(tmp_path / "again")).names
+    # One line in a program draws as the command does.
+    priors = load_priors(trained(model))
+    latents = priors.sample(priors.default, 5, seed=2)
+    expected = torch.cat(list(decoded(loaded, latents, CPU)))
+    assert (loaded.sample(5, seed=2).int() - expected.int()).abs().max() <= 1
+    assert not loaded.sample(5, seed=2, prior=Gaussian(loaded.prior.mean + 1, loaded.prior.covariance)).equal(expected)
 
 
 def test_the_same_seed_makes_the_same_files(model: Path, shards: ShardSet) -> None:
