@@ -15,7 +15,7 @@ from explore.wording import UNKNOWN, flat, label, show, without_places
 from pipeline.format import SPLITS
 
 PICTURES, NUMBERS = (".png", ".gif", ".jpg", ".jpeg", ".webp"), (".json", ".csv")
-MOST_ROWS = 100
+MOST_ROWS, MOST_COLUMNS = 100, 24
 _MOST_PICTURES = 16
 """In a section: thousands of samples belong in their folder."""
 _MOST_TABLE_BYTES = 32 << 20
@@ -32,6 +32,8 @@ class Table:
     rows: list[tuple[str, ...]]
     left_out: int = 0
     """Rows that are in the file only."""
+    narrowed: int = 0
+    """Columns that are in the file only."""
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -61,6 +63,8 @@ class Kind:
     lead: str
     command: str
     """What makes it, where nothing is there yet."""
+    tables_first: bool = False
+    """Whether its tables are what one wants to see."""
 
 
 KINDS = (
@@ -99,6 +103,7 @@ KINDS = (
         "Scores",
         "How close reconstructions and new faces are to real ones; the floor is real images against real ones.",
         "score",
+        tables_first=True,
     ),
 )
 REST = Kind((), "More", "", "")
@@ -154,11 +159,11 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
     """The files of each name, pictures first; films beside the strip that they belong to."""
     found: dict[str, list[Path]] = {}
     paths = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    stems = {path.stem for path in paths if path.suffix in NUMBERS}
+    stems = {path.stem for path in paths if path.suffix == ".json"}
     order = (*PICTURES, *NUMBERS)
     for path in sorted(paths, key=lambda path: (order.index(path.suffix) if path.suffix in order else 0, path.name)):
         if path.suffix.lower() in order and not path.name.startswith("."):
-            # `morph-linear.gif` belongs to `morph.json`.
+            # `morph-linear.gif` belongs to `morph.json`: the longest name with settings of its own.
             owner = next((stem for stem in _longer_names(path.stem) if stem in stems), path.stem)
             found.setdefault(owner, []).append(path)
     return found
@@ -206,7 +211,13 @@ def _add_json(exhibit: Exhibit, found: Any) -> None:
     if isinstance(settings, Mapping):
         shown = {key: value for key, value in settings.items() if key not in _OF_THE_COMMAND and value is not None}
         exhibit.settings = ", ".join(f"{label(key)} {show(value, key)}" for key, value in shown.items())
-    for name, value in flat({key: value for key, value in found.items() if key != "settings"}):
+    values = {key: value for key, value in found.items() if key != "settings"}
+    for name in [name for name, value in values.items() if _is_table(value)]:
+        rows = values.pop(name)
+        head = tuple(dict.fromkeys(key for row in rows.values() for key in row))
+        lines = ([key, *(row.get(part) for part in head)] for key, row in rows.items())
+        exhibit.tables.append(table_of(label(name), ("", *head), lines))
+    for name, value in flat(values):
         if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
             rows = [dict(flat(row)) for row in value]
             head = tuple(dict.fromkeys(key for row in rows for key in row))
@@ -217,20 +228,40 @@ def _add_json(exhibit: Exhibit, found: Any) -> None:
             exhibit.facts.append((" · ".join(parts), show(value, name)))
 
 
+def _is_table(value: Any) -> bool:
+    """Whether it is a table of tables that have the same, plain columns, for the most part."""
+    if not isinstance(value, Mapping) or len(value) < 3 or not all(isinstance(row, Mapping) for row in value.values()):
+        return False
+    columns = {key for row in value.values() for key in row}
+    plain = not any(isinstance(cell, Mapping | list) for row in value.values() for cell in row.values())
+    return plain and 0 < len(columns) * len(value) <= 2 * sum(map(len, value.values()))
+
+
 def _csv(path: Path) -> Table:
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         lines = csv.reader(file)
-        head = next(lines, None)
-        if not head:
+        names = next(lines, None)
+        if not names:
             raise ValueError("it must have a line of names; got an empty file")
+        head = names[:MOST_COLUMNS]
         rows: list[tuple[str, ...]] = []
         left_out = 0
         for line in lines:
             if len(rows) < MOST_ROWS:
-                rows.append(tuple(without_places(cell) for cell in (line + [""] * len(head))[: len(head)]))
+                rows.append(tuple(map(_cell, (line + [""] * len(head))[: len(head)])))
             else:
                 left_out += 1
-    return Table(path.name, tuple(map(label, head)), rows, left_out)
+    return Table(path.name, tuple(map(label, head)), rows, left_out, len(names) - len(head))
+
+
+def _cell(text: str) -> str:
+    """Text of a table, without digits that nobody reads."""
+    if len(text) > 8 and "." in text:
+        try:
+            return show(float(text))
+        except ValueError:
+            pass  # Not a number.
+    return without_places(text)
 
 
 def _read(path: Path) -> bytes:

@@ -35,10 +35,9 @@ _ACRONYMS = {
         "PSS",
         "GIF",
         "PCA",
-        "t-SNE",
         "MSE",
     )
-}
+} | {"tsne": "t-SNE"}
 UNKNOWN = "\N{EN DASH}"
 _MOST_PARTS = 8
 """Values of a list that are shown one by one."""

@@ -1,13 +1,11 @@
 """The report of runs in every state, with hostile names in all that it shows."""
 
-import contextlib
 import html.parser
 import itertools
 import json
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.browser import browsing, missing
 from explore.charts import FRAME, charts_of
 from explore.cli import main
 from explore.embed import embed, embed_file
@@ -196,7 +195,7 @@ def test_everything_that_is_there_is_shown_in_order(run: Path, shards: ShardSet)
         "2m05s",
         "deep · inner 3.14 dB",
         "0.9123",
-        "score.csv: 150 rows",
+        "score.csv name value n0 0",
         "50 more rows are in the file.",
         "6.5 ms, at most 9.0 ms",
         "2 saved",
@@ -289,7 +288,7 @@ def test_out_is_where_it_is_written_and_results_are_looked_for_there_first(run: 
     fill(run / "explore")
     out = tmp_path / "out"
     report(run, "--out", str(out))
-    assert "score.csv: 150 rows" in page_of(out / "report.html").text
+    assert "score.csv" in page_of(out / "report.html").text
     (out / "latents.json").write_text('{"active_units": 77}')
     report(run, "--out", str(out))
     text = page_of(out / "report.html").text
@@ -369,10 +368,20 @@ def test_results_go_to_the_section_of_their_first_word(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "notes.txt").write_text("no result")
     (tmp_path / "report.html").write_text("older")
-    missing: list[str] = []
-    sections = read_sections(tmp_path, missing)
+    table = {name: {"auc": 0.5, "share": 0.25} for name in ("Smiling", "Bald", "Male")}
+    (tmp_path / "attributes.json").write_text(json.dumps({"images": 40, "attributes": table}))
+    (tmp_path / "latents-covariance.csv").write_text(f"{','.join(f'z{n}' for n in range(128))}\n{'1,' * 127}1\n")
+    absent: list[str] = []
+    sections = read_sections(tmp_path, absent)
     assert [section.kind.title for section in sections] == [*(kind.title for kind in KINDS), "More"]
-    assert missing == []
+    assert absent == []
+    latents = next(section for section in sections if section.kind.title == "Latent space")
+    [covariance] = [table for exhibit in latents.exhibits for table in exhibit.tables]
+    assert (len(covariance.head), covariance.narrowed) == (24, 104)
+    [attributes] = next(section for section in sections if section.kind.title == "Attributes").exhibits
+    assert attributes.facts == [("images", "40")]
+    assert attributes.tables[0].head == ("", "AUC", "share")
+    assert attributes.tables[0].rows[1] == ("Bald", "0.5", "25.0%")
     [morph] = next(section for section in sections if section.kind.title == "Morphs").exhibits
     assert [picture.moving for picture in morph.pictures] == [False, True]
     assert morph.pictures[1].caption == "Linear"
@@ -381,7 +390,7 @@ def test_results_go_to_the_section_of_their_first_word(tmp_path: Path) -> None:
     assert reconstruct.settings == "seed 7, split val"
     for number in range(30):
         Image.new("RGB", (4, 4)).save(tmp_path / f"samples-{number}.png")
-    faces = next(section for section in read_sections(tmp_path, missing) if section.kind.title == "New faces")
+    faces = next(section for section in read_sections(tmp_path, absent) if section.kind.title == "New faces")
     shown = sum(len(exhibit.pictures) for exhibit in faces.exhibits)
     assert (shown, shown + faces.left_out) == (16, 31)
 
@@ -451,33 +460,11 @@ def test_names_are_words() -> None:
     ]
 
 
-@contextlib.contextmanager
-def chromium(folder: Path) -> Iterator[Any]:
-    """A headless browser with its profile in `folder`; skips where there is none."""
-    driver_file, browser = shutil.which("chromedriver"), shutil.which("chromium")
-    if driver_file is None or browser is None:
-        pytest.skip("no chromium and chromedriver here (apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", f"user-data-dir={folder}"):
-        options.add_argument(f"--{argument}")
-    options.add_argument("--disable-background-networking")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(driver_file))
-    try:
-        driver.set_page_load_timeout(60)
-        yield driver
-    finally:
-        driver.quit()
-
-
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_a_browser_opens_it_from_disk_asks_nobody_and_nothing_sticks_out(run: Path, tmp_path: Path) -> None:
     fill(run / "explore")
     path = report(run).rename(tmp_path / "report.html")
-    with chromium(tmp_path / "profile") as driver:
+    with browsing(tmp_path / "browser") as driver:
         for width, mobile in ((390, True), (1200, False)):
             size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": mobile}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
