@@ -8,8 +8,10 @@ to a face with it:
 
 plain     mean of the faces with the attribute minus mean of those without, so that `Wearing_Lipstick` is also young
           and female, as the faces are that have it
-adjusted  coefficients of the least-squares regression of the latents on all attributes at once: the change of the
-          mean latent with one attribute, the others held fixed
+adjusted  what goes with the linear discriminant's answer for one attribute, its answers for the others held fixed:
+          coefficients of the ridge regression of the latents on all of those answers at once. (On the labels
+          themselves it works less well: a label that latents tell only in part cannot be held fixed in them.) A unit
+          moves the attribute's own answer from its mean without to its mean with it, as a unit of plain does.
 """
 
 import difflib
@@ -39,12 +41,14 @@ from train.checkpoint import weights_sha256
 DIRECTIONS_FILE = "directions.safetensors"
 IMAGES = 20_000
 """Images of the training split that directions are made from, and of another that they are tried on, at most."""
-METHOD = 1
+METHOD = 2
 """Number of the arithmetic below: what another one computed is computed again."""
-_RIDGE = 0.01
-"""Added to the correlations of the attributes: some are known from others (hair has one colour)."""
+_RIDGE = 1.0
+"""Added to the correlations of the discriminants' answers: less takes so much of the other attributes out that little
+is left of its own, more leaves as much of them in as plain directions do."""
 _LATENT_RIDGE = 0.01
-"""The same for the latents, as a share of their mean variance: some dimensions hardly vary."""
+"""Added to the covariance of the latents, as a share of their mean variance: some dimensions hardly vary."""
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Directions:
     names: tuple[str, ...]
     """[A]"""
     vectors: Tensor
-    """float32 [A, Z], adjusted: one unit adds the attribute, the others held fixed."""
+    """float32 [A, Z], adjusted: one unit adds the attribute, the others held as they are."""
     plain: Tensor
     """float32 [A, Z], differences of means: one unit is the distance between faces without and with it."""
     auc: tuple[float, ...]
@@ -161,17 +165,18 @@ def compute_directions(trained: Trained, console: Console | None, images: int) -
 def solve(moments: Moments, kept: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Plain directions, adjusted ones, and linear discriminants of the attributes `kept`, each float64 [A, Z]."""
     latents, attributes, mixed = moments.covariances()
-    attributes, mixed = attributes[kept][:, kept], mixed[kept]
-    variances = attributes.diagonal()[:, None]
     # Of a 0/1 attribute: E[z | 1] - E[z | 0] = cov(y, z) / var(y).
-    plain = mixed / variances
-    deviations = variances.sqrt()
-    correlations = attributes / deviations / deviations.T + _RIDGE * torch.eye(len(kept), dtype=torch.float64)
-    adjusted = torch.linalg.solve(correlations, mixed / deviations) / deviations
+    plain = mixed[kept] / attributes.diagonal()[kept, None]
     # Fisher 1936; the covariance of all faces in place of that within classes changes its length alone.
-    ridge = _LATENT_RIDGE * latents.diagonal().mean() * torch.eye(len(latents), dtype=torch.float64)
-    discriminant = torch.linalg.solve(latents + ridge, plain.T).T
-    return plain, adjusted, discriminant
+    ridge = _LATENT_RIDGE * latents.diagonal().mean() + _NOTHING
+    discriminant = torch.linalg.solve(latents + ridge * torch.eye(len(latents), dtype=torch.float64), plain.T).T
+    together = discriminant @ latents
+    deviations = (together * discriminant).sum(1, keepdim=True).sqrt().clamp(min=_NOTHING)
+    correlations = together @ discriminant.T / deviations / deviations.T
+    ridged = correlations + _RIDGE * torch.eye(len(kept), dtype=torch.float64)
+    adjusted = torch.linalg.solve(ridged, together / deviations)
+    wanted, found = ((discriminant * rows).sum(1, keepdim=True) for rows in (plain, adjusted))
+    return plain, adjusted * wanted / found.clamp(min=_NOTHING), discriminant
 
 
 def auc_error(auc: float, with_it: int, without: int) -> float:
