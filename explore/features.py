@@ -85,20 +85,20 @@ class Pyramid:
                 first = torch.zeros(values.shape[1], dtype=torch.float64)
                 second = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
             first += values.sum(0)
-            second += values.T @ values
+            second.addmm_(values.T, values)
             count += len(values)
         if count < 2:
             raise UserError(f"features must be fitted to two images or more; got {count}. Use a larger training split.")
         mean = first / count
-        covariance = second / count - torch.outer(mean, mean)
+        # In place: the matrix is the largest thing here.
+        covariance = second.div_(count).addr_(mean, mean, alpha=-1)
         scale = torch.cat(
             [
                 (1 / part.sum().clamp(min=1e-12).sqrt()).expand(len(part))
                 for part in torch.split(covariance.diag(), blocks)
             ]
         )
-        covariance = covariance * scale[:, None] * scale[None, :]
-        variances, axes = torch.linalg.eigh(covariance)
+        variances, axes = torch.linalg.eigh(covariance.mul_(scale[:, None]).mul_(scale[None, :]))
         kept = min(DIMENSIONS, count - 1, len(variances))
         explained = variances[-kept:].sum() / variances.sum().clamp(min=1e-12)
         components = (scale[:, None] * axes[:, -kept:]).float()

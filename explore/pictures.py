@@ -13,7 +13,7 @@ from explore.encode import BATCH_SIZE, decoded, encoded, tracked
 from explore.model import Trained
 from pipeline import StreamingLoader
 
-HELD_BYTES = 32 << 20
+HELD_BYTES = 12 << 20
 """A set of at most this size is kept in memory, and so decoded once."""
 
 
