@@ -34,13 +34,16 @@ AMOUNT = 4.0
 """Where sliders end: deviations of a dimension, strengths of a direction."""
 LARGEST_FILE = "64mb"
 _LARGEST_SEED = 2**31 - 1
-_SAVE = """(file) => {
+_SAVE = """async (file) => {
   if (!file) return;
   const link = document.createElement("a");
-  [link.download, link.href] = file;
+  link.download = file[0];
+  // Browsers refuse to save long data: URLs.
+  link.href = URL.createObjectURL(await (await fetch(file[1])).blob());
   document.body.append(link);
   link.click();
   link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }"""
 _SCALING = f"(how) => document.body.classList.toggle('exact-pixels', how === '{EXACT}')"
 _FAST: Any = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}

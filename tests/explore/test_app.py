@@ -317,6 +317,7 @@ def test_a_morph_goes_from_the_left_face_to_the_right_one(
     browser.until(lambda: browser.picture("#morph") == answer)
     browser.press("#download-gif")
     path = browser.until(lambda: (path := saved(downloads, ".gif")).name and path)
+    assert browser.errors() == []
     with Image.open(path) as film:
         assert (film.format, getattr(film, "is_animated", False)) == ("GIF", True)
 
