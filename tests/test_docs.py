@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from explore.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 SHORTER = {"--count": "60", "--size": "96"}
@@ -60,6 +62,25 @@ def test_the_commands_for_your_photos_run_one_after_the_other(home: Path) -> Non
     run_folder = home / "runs" / "default-raw-64"
     assert (run_folder / "summary.json").exists()
     assert list((run_folder / "explore").glob("*.png"))
+
+
+def test_the_commands_of_explore_run_one_after_the_other(home: Path) -> None:
+    """After those for your photos, on what they left."""
+    (block,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "explore.md").read_text(), re.DOTALL)
+    small = {
+        "fit-prior": ["--components", "2"],
+        "latents": ["--perplexity", "5"],
+        "score": ["--seeds", "1", "--split", "train"],
+    }
+    lines = [shlex.split(line) for line in block.splitlines()]
+    known = set(COMMANDS) - {"app"}
+    assert {line[1] for line in lines} == known
+    for line in lines:
+        fewer = ["20" if word == "1000" else word for word in line]
+        run(home, [*fewer, *small.get(line[1], [])])
+    made = {path.name for path in (home / "runs" / "default-raw-64" / "explore").iterdir()}
+    assert all(any(name.startswith(command) for name in made) for command in known)
+    assert len(list((home / "new-faces").glob("*.png"))) == 20
 
 
 def test_every_other_command_is_a_target_of_make_or_a_tool_of_the_environment() -> None:
