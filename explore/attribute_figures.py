@@ -48,14 +48,15 @@ def cosine_figure(names: Sequence[str], matrices: Mapping[str, Tensor]) -> Figur
     """Heat maps of cosine similarities [A, A], side by side, in one order that puts like beside like."""
     order = _order(list(matrices.values())[-1])
     side = 1 + 0.15 * max(len(names), 10)
-    drawn = figure(2 * side + 2.2, side + 1.8)
+    drawn = figure(2 * side + 2.6, side + 1.6)
+    drawn.set_layout_engine("compressed")  # Square panels leave no room between them.
     axes = drawn.subplots(1, len(matrices), sharey=True)
     for ax, (kind, matrix) in zip(axes, matrices.items(), strict=True):
         shown = matrix[order][:, order]
         image = ax.imshow(shown.numpy(), cmap=DIVERGING, vmin=-1, vmax=1)
         count = len(names)
         mean = float((matrix.abs().sum() - count) / (count * (count - 1)))
-        ax.set_title(f"{kind} directions: mean |cosine| {mean:.2f}")
+        ax.set_title(f"{kind} directions:\nmean |cosine| {mean:.2f}")
         ax.set_xticks(range(count), [names[number] for number in order], rotation=90, fontsize=7)
         ax.set_yticks(range(count), [names[number] for number in order], fontsize=7)
         ax.grid(visible=False)

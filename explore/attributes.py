@@ -8,7 +8,7 @@ attributes-applied.png, .json     with --apply alone: faces, their reconstructio
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from explore.commands import Attributes
-from explore.directions import Directions, held_out_split, load_directions
+from explore.directions import Directions, held_out_split, load_directions, unknown_attribute
 from explore.encode import decoded
 from explore.faces import Faces, drawn_faces, load_faces
 from explore.model import Trained, load_trained
@@ -36,12 +36,19 @@ _MOST_FACES = 64
 def run(command: Attributes, console: Console) -> list[Path]:
     """Write the files above; raises `UserError` for attributes and faces that are none."""
     amounts = None if command.apply is None else parse_amounts(command.apply)
+    only = None if command.only is None else [name.strip() for name in command.only.split(",")]
     trained = load_trained(command, prior_images=1)  # Nothing is drawn from the prior here.
-    directions = load_directions(trained, console, command.images)
-    chosen = _chosen(directions, command.only)
-    for name in amounts or {}:
-        directions.number(name)  # Before anything is decoded.
+    # What can be wrong is found out before the images are streamed.
+    if trained.shards is not None:
+        known = trained.require_attributes()
+        for name in (*(only or ()), *(amounts or ())):
+            if name not in known:
+                raise unknown_attribute(name, known)
     faces = _faces(trained, command)
+    directions = load_directions(trained, console, command.images)
+    chosen = _chosen(directions, directions.names if only is None else only)
+    for name in amounts or {}:
+        directions.number(name)
     output = Output(trained.folder, command)
     means = _means(trained, faces)
     if amounts is not None:
@@ -74,9 +81,8 @@ def parse_amounts(text: str) -> dict[str, float]:
     return amounts
 
 
-def _chosen(directions: Directions, only: str | None) -> list[int]:
+def _chosen(directions: Directions, wanted: Sequence[str]) -> list[int]:
     """Numbers of the attributes to show, those first that latents tell best."""
-    wanted = directions.names if only is None else [name.strip() for name in only.split(",")]
     numbers = [directions.number(name) for name in dict.fromkeys(wanted)]
     return sorted(numbers, key=lambda number: (-_known(directions.auc[number]), directions.names[number]))
 

@@ -18,7 +18,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,15 @@ class Directions:
                 f"attribute {name} must be 1 for some training images and 0 for others; got {having} of "
                 f"{self.images:,} with it. Choose another attribute, or a larger set."
             )
-        by_lower = {known.lower(): known for known in self.names}
-        near = difflib.get_close_matches(name.lower().replace(" ", "_").replace("-", "_"), by_lower, n=3, cutoff=0.5)
-        nearest = ", ".join(by_lower[found] for found in near) or ", ".join(self.names)
-        raise UserError(f"the attribute must be one of the set's; got '{name}'. Did you mean: {nearest}?")
+        raise unknown_attribute(name, self.names)
+
+
+def unknown_attribute(name: str, names: Sequence[str]) -> UserError:
+    """The error for a name that is none of `names`, with the nearest of them."""
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower().replace(" ", "_").replace("-", "_"), by_lower, n=3, cutoff=0.5)
+    nearest = ", ".join(by_lower[found] for found in near) or ", ".join(names)
+    return UserError(f"the attribute must be one of the set's; got '{name}'. Did you mean: {nearest}?")
 
 
 def load_directions(trained: Trained, console: Console | None = None, images: int | None = None) -> Directions:

@@ -18,8 +18,8 @@ learning_rate = 2e-3
 [train]
 batch_size = 32
 total_images = 40000
-epochs = 100
 prior_images = 512
+threads = 1
 """
 
 

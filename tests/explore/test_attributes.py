@@ -210,6 +210,23 @@ def test_a_persons_mistake_is_one_line_and_exit_code_2(
     assert message in lines[0]
 
 
+@pytest.mark.parametrize("wrong", [["--only", "Smilng"], ["--apply", "Smilng=1"], ["99"], ["nobody.jpg"]])
+def test_a_mistake_is_told_before_any_image_is_streamed(
+    wrong: list[str], model: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("explore.directions.encoded", None)
+    assert main(["attributes", *wrong, "--model", str(model), "--shards", str(shards.folder)]) == 2
+
+
+def test_a_single_held_out_face_tells_no_area_and_all_else_is_there(model: Path, tmp_path: Path) -> None:
+    few = make_shard_set(tmp_path / "few", samples={"train": 8, "val": 1}, size=SIZE, attributes=NAMES)
+    folder = attributes(model, few)
+    assert {row["auc"] for row in table(folder / "attributes.csv")} == {""}
+    assert numbers(folder / "attributes.json")["attributes"]["Young"]["auc"] is None
+    assert (folder / "attributes-auc.png").exists()
+    assert (folder / "attributes-face-val-0.png").exists()
+
+
 def test_amounts_are_read_with_signs_fractions_and_blanks() -> None:
     assert parse_amounts("Smiling=2, Eyeglasses=-1.5,Young=+.5") == {"Smiling": 2, "Eyeglasses": -1.5, "Young": 0.5}
     with pytest.raises(UserError):

@@ -23,8 +23,9 @@ from explore.model import Trained, load_trained
 from shard_tool.faces.traits import HAIR_COLOURS
 from tests.explore.probes import Probe, train_probe
 
-JUDGED, PAINTED = 0.9, 0.75
-"""Areas under the ROC curve from which on the probe knows an attribute on true pictures, and on reconstructions."""
+JUDGED, PAINTED = 0.9, 0.6
+"""Areas under the ROC curve from which on the probe knows an attribute on true pictures, and on reconstructions: on
+300 faces the second is three standard errors above chance."""
 UNITS = 2.0
 
 
@@ -92,8 +93,8 @@ def _all(trained: Trained, split: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_probe_knows_true_pictures_and_the_model_paints_enough(bench: Bench) -> None:
-    assert int((bench.on_true >= JUDGED).sum()) >= 15
-    assert int(((bench.on_true >= JUDGED) & (bench.on_answers >= PAINTED)).sum()) >= 8
+    assert int((bench.on_true >= JUDGED).sum()) >= 16
+    assert int(((bench.on_true >= JUDGED) & (bench.on_answers >= PAINTED)).sum()) >= 10
 
 
 @pytest.mark.parametrize("plain", [False, True])
