@@ -3,6 +3,7 @@
 It listens on 127.0.0.1, offers no tunnel, sends nothing to other hosts, and its folder of uploads ends with it.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -81,13 +82,18 @@ def _serve(page: Any, listener: socket.socket, command: App, console: Console) -
     )
     port = listener.getsockname()[1]
     url = f"http://{HOST}:{port}/"
-    if command.port is None and port != FIRST_PORT:
-        console.print(f"Port {FIRST_PORT} is taken, so this is on {port}.")
-    console.print(f"{url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
-    if command.open:
-        # The socket listens already: a browser that is quicker than the server waits a moment.
-        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    server.run(sockets=[listener])
+
+    async def serve() -> None:
+        # Said in here, so that a Ctrl-C from now on ends the server and not what comes before it.
+        if command.port is None and port != FIRST_PORT:
+            console.print(f"Port {FIRST_PORT} is taken, so this is on {port}.")
+        console.print(f"{url} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        if command.open:
+            # The socket listens already: a browser that is quicker than the server waits a moment.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        await server.serve(sockets=[listener])
+
+    asyncio.run(serve())
 
 
 def application(page: Any) -> Any:
