@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from torch import Tensor
 
-from explore.encode import BATCH_SIZE, decoded, encoded, tracked
+from explore.encode import decoded, encoded, tracked
 from explore.model import Trained
 from pipeline import StreamingLoader
 
+BATCH_SIZE = 16
+"""At a time: what a network holds of 64 images of 128 px is more than the rest of a command's memory."""
 HELD_BYTES = 12 << 20
 """A set of at most this size is kept in memory, and so decoded once."""
 
@@ -44,8 +46,8 @@ class Reconstructions:
     count: int
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in encoded(self.trained, self.split, self.count):
-            yield from decoded(self.trained.model, batch.mean, self.trained.device)
+        for batch in encoded(self.trained, self.split, self.count, batch_size=BATCH_SIZE):
+            yield from decoded(self.trained.model, batch.mean, self.trained.device, BATCH_SIZE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Faces:
     latents: Tensor
 
     def __iter__(self) -> Iterator[Tensor]:
-        return decoded(self.trained.model, self.latents, self.trained.device)
+        return decoded(self.trained.model, self.latents, self.trained.device, BATCH_SIZE)
 
 
 @dataclass(frozen=True)

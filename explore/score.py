@@ -29,6 +29,7 @@ from explore.pictures import Faces, RealPictures, Reconstructions, Watched, watc
 from explore.priors import load_priors
 from explore.score_report import NO_NETWORK, origin_of, print_report, rows_of, summary
 from pipeline.errors import UserError
+from pipeline.machine import release_memory
 from train.similarity import detail
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ def run(command: Score, console: Console) -> list[Path]:
     count = _count(trained, command)
     features = _features(trained, command, console)
     seeds = range(command.seed, command.seed + command.seeds)
+    release_memory()
     truth = fidelity(trained, command.split, count, seeds, console)
+    release_memory()
     reference = Reference.of(trained, RealPictures(trained, command.split, count), features, command.seed, console)
     sets = {"real": _floor(trained, command, count, reference)}
     sets["reconstructions"] = Scored(f"the {command.split} images' own, from posterior means", count)
@@ -89,7 +92,10 @@ def run(command: Score, console: Console) -> list[Path]:
         "features": {**features.describe(), "kept_images": min(count, _kept(features))},
         "reconstruction": {name: summary(values) for name, values in truth.items()},
         "sets": {name: scored.summary() for name, scored in sets.items()},
-        "missing": [] if isinstance(features, Extractor) else [NO_NETWORK],
+        "missing": [
+            *([] if isinstance(features, Extractor) else [NO_NETWORK]),
+            *([priors.note] if priors.note else []),
+        ],
     }
     print_report(found, console)
     output = Output(trained.folder, command)
@@ -172,6 +178,7 @@ class Reference:
 
     def compare(self, pictures: Iterable[Tensor], count: int, text: str) -> dict[str, float]:
         """The figures of `count` pictures, by name."""
+        release_memory()
         images = watched(pictures, count, self.image_bytes, text, self.console)
         kept, sharp = _read(images, self.features, self.distances, real=False)
         wasserstein = distance(self.projections, project(images, seed=self.seed))
