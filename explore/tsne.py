@@ -28,6 +28,8 @@ except ImportError as error:
 EARLY_STEPS, STEPS = 250, 500
 """Steps with exaggerated attraction, and those that follow."""
 _REPORT_STEPS = 10
+_FEW_IMAGES = 5_000
+"""Up to so many one core does it: threads would wait for one another longer than they compute."""
 
 
 def check_perplexity(perplexity: float, images: int) -> None:
@@ -48,7 +50,7 @@ def embed(draws: NDArray[np.float32], perplexity: float, seed: int, console: Con
     perplexity that is too large for so few images.
     """
     check_perplexity(perplexity, len(draws))
-    cores = usable_cores()
+    cores = usable_cores() if len(draws) > _FEW_IMAGES else 1
     with _Bar(console) as bar:
         affinities = PrecomputedAffinities(_affinities(draws, perplexity, cores), normalize=False)
         release_memory()

@@ -31,6 +31,8 @@ def test_clusters_stay_apart_and_equal_seeds_give_equal_bytes():
 
 
 def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("_FEW_IMAGES", 0), ("EARLY_STEPS", 20), ("STEPS", 20)):
+        monkeypatch.setattr(f"explore.tsne.{name}", value)
     draws = clusters(20)
     found = []
     for cores in (1, 2):
