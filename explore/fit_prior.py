@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from train.mixture import Mixture
 from train.priors import FittedPriors
 
-MOST_PICTURES = 2048
+MOST_PICTURES = 1024
 """Of each kind for the distance; the floor shows how far so many can tell."""
 DRAWS = 3
 """Sets of new faces from each prior: how much the distance depends on the draws."""
