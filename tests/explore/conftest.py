@@ -17,7 +17,7 @@ latent = 64
 learning_rate = 2e-3
 [train]
 batch_size = 32
-total_images = 40000
+total_images = 36000
 prior_images = 512
 threads = 1
 """
@@ -25,9 +25,9 @@ threads = 1
 
 @pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on drawn faces of 32 px, which have attributes independent of each other: about a minute."""
+    """A finished run on drawn faces of 32 px, whose attributes are independent of each other; it takes a minute."""
     folder = tmp_path_factory.mktemp("drawn")
-    draw_faces(folder / "raw", count=DRAWN, size=32)
+    draw_faces(folder / "raw", count=DRAWN, size=96)
     shards = folder / "drawn-32"
     options = ["--size=32", "--encode=raw", "--val-fraction=0.15", "--quiet", f"--out={shards}"]
     (folder / "drawn.toml").write_text(TOML)
