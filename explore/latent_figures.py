@@ -134,9 +134,9 @@ def histogram(values: NDArray[np.float32], edges: Array) -> Array:
     return np.asarray(counts / (len(values) * np.diff(edges)))
 
 
-def histogram_edges(draws: NDArray[np.float32]) -> Array:
-    """61 edges, the same for all dimensions, symmetric about zero, wide enough for all but the last thousandth."""
-    reach = max(4.0, float(np.quantile(np.abs(draws), 0.999)))
+def histogram_edges(found: Aggregate) -> Array:
+    """61 edges, the same for all dimensions, symmetric about zero, wide enough for nearly all draws of each."""
+    reach = max(4.0, float((np.abs(found.mean) + 3.5 * found.std).max()))
     return np.linspace(-reach, reach, 61)
 
 

@@ -7,6 +7,7 @@ latents-SPLIT-aggregate.png    mean, covariance, eigenvalues, MMD to the prior  
 latents-SPLIT.json             the figures of all of them
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -51,24 +52,33 @@ def run(command: Latents, console: Console) -> list[Path]:
         named = "all splits together have" if command.split == "all" else f"the {command.split} split has"
         _tell(f"{named} {available:,} images: all of them are taken, not {command.count:,}")
     found, draws = aggregate(trained, splits, images, command.seed, bool(numbers), console)
-    release_memory()
     output = Output(trained.folder, command)
-    name = f"latents-{command.split}"
-    origin = f"{images:,} images ({command.split})"
-    fitted = Gaussian(torch.from_numpy(found.mean), torch.from_numpy(found.covariance))
-    with console.status("comparing with the prior"):
-        discrepancy = compare(torch.from_numpy(draws.latents), fitted, command.seed)
-    _save_aggregate(output, name, origin, found, discrepancy)
-    _save_histograms(output, name, origin, found, draws, command.dimensions)
+    # What the model and its encoding took goes back, for t-SNE takes as much; and it comes before all figures.
+    del trained
+    _free()
     size = draws.latents.shape[1]
     if not console.is_terminal:
         _tell(f"t-SNE of {images:,} posterior samples of {size} dimensions, perplexity {command.perplexity:g}")
     points, divergence = embed(draws.latents, command.perplexity, command.seed, console)
+    _free()
+    fitted = Gaussian(torch.from_numpy(found.mean), torch.from_numpy(found.covariance))
+    with console.status("comparing with the prior"):
+        discrepancy = compare(torch.from_numpy(draws.latents), fitted, command.seed)
+    _free()
+    name = f"latents-{command.split}"
+    origin = f"{images:,} images ({command.split})"
     _save_plane(output, name, command, points, draws, numbers)
+    _save_histograms(output, name, origin, found, draws, command.dimensions)
+    _save_aggregate(output, name, origin, found, discrepancy)
     figures = _figures(found, discrepancy)
     tsne = {"perplexity": command.perplexity, "kl_nats": divergence}
     output.numbers(name, {"images": images, "available": available, "splits": list(splits), **figures, "tsne": tsne})
     return output.written
+
+
+def _free() -> None:
+    gc.collect()
+    release_memory()
 
 
 def _splits(trained: Trained, wanted: str) -> tuple[str, ...]:
@@ -111,7 +121,7 @@ def _save_aggregate(output: Output, name: str, origin: str, found: Aggregate, di
 
 
 def _save_histograms(output: Output, name: str, origin: str, found: Aggregate, draws: Draws, count: int) -> None:
-    edges = histogram_edges(draws.latents)
+    edges = histogram_edges(found)
     shown = found.order[:count].tolist()
     with style():
         title = f"Posterior samples of {origin}, the {len(shown)} dimensions of the largest KL (nats)"
