@@ -18,7 +18,7 @@ from torch import Tensor
 
 from explore.commands import Attributes
 from explore.directions import Directions, held_out_split, load_directions, unknown_attribute
-from explore.encode import decoded
+from explore.encode import batch_of, decoded
 from explore.faces import Faces, drawn_faces, load_faces
 from explore.model import Trained, load_trained
 from explore.output import Output
@@ -104,7 +104,8 @@ def _faces(trained: Trained, command: Attributes) -> Faces:
 
 @torch.inference_mode()
 def _means(trained: Trained, faces: Faces) -> Tensor:
-    return trained.model.encode(faces.images.to(trained.device).float() / 255)[0].cpu()
+    parts = torch.split(faces.images, batch_of(trained.model))
+    return torch.cat([trained.model.encode(part.to(trained.device).float() / 255)[0].cpu() for part in parts])
 
 
 def _decoded(trained: Trained, latents: Tensor) -> Tensor:
