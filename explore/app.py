@@ -4,6 +4,7 @@ It listens on 127.0.0.1, offers no tunnel, sends nothing to other hosts, and its
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -44,10 +45,10 @@ def run(command: App, console: Console) -> list[Path]:
         # Of one face at a time a second thread saves little, and where the machine is busy, waiting for it costs much.
         torch.set_num_threads(1)
         page = build_page(studio, studio.trained.home.resolve().name, command.seed)
-        try:
+        # Whether a signal that the server took comes back as an interrupt is up to the event loop.
+        with contextlib.suppress(KeyboardInterrupt):
             _serve(page, listener, command, console)
-        except KeyboardInterrupt:
-            console.print("The page is closed.")
+    console.print("The page is closed.")
     return []
 
 
