@@ -4,7 +4,7 @@
     python benchmarks/explore.py --runs runs/a runs/b     (runs that are there, of any size; they are copied)
     python benchmarks/explore.py --shards faces64         (sets that are there; a model is trained briefly on each)
 
-Each command is a process of its own, and memory is the PSS of its whole process tree, sampled every 20 ms. Beside it
+Each command is a process of its own, and memory is the PSS of its whole process tree, sampled every 50 ms. Beside it
 stands a process that only imports torch and those libraries that the command's files name and that it really loaded.
 The PSS of shared libraries falls while other processes use them too: measure on a quiet machine.
 """
@@ -31,7 +31,7 @@ from pipeline.format import ShardSet  # noqa: E402
 from pipeline.machine import PeakMemory  # noqa: E402
 from train.config import load_config  # noqa: E402
 
-INTERVAL_S = 0.02
+INTERVAL_S = 0.05
 LIMIT_MIB = 150.0
 IMAGES = 20_000
 WITHOUT = {"app"}
