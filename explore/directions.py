@@ -18,7 +18,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from explore.encode import encoded, tracked
+from explore.encode import Encoded, batch_of, encoded, tracked
 from explore.model import Trained
 from explore.moments import Moments
 from pipeline.errors import UserError
@@ -134,7 +134,7 @@ def compute_directions(trained: Trained, console: Console | None, images: int) -
     names = trained.require_attributes()
     used, held_out = _used(trained, images), held_out_split(trained)
     moments = Moments(trained.model.latent, len(names))
-    for batch in tracked(encoded(trained, "train", used, labels=True), used, "encoding train", console):
+    for batch in tracked(_labelled(trained, "train", used), used, "encoding train", console):
         assert batch.labels is not None, "the set has attributes"
         moments.add(batch.mean, batch.labels)
     shares = dict(zip(names, moments.shares.tolist(), strict=True))
@@ -199,6 +199,11 @@ def held_out_split(trained: Trained) -> str:
     return next((name for name in ("val", "test") if name in splits and len(splits[name])), "train")
 
 
+def _labelled(trained: Trained, split: str, count: int) -> Iterator[Encoded]:
+    """Small batches: nothing but sums is wanted of them, and figures and pictures need memory beside it."""
+    return encoded(trained, split, count, labels=True, batch_size=batch_of(trained.model) // 2)
+
+
 def _used(trained: Trained, images: int) -> int:
     """Training images to make directions from."""
     total = trained.count("train")
@@ -219,7 +224,7 @@ def _aucs(
     begin = used if split == "train" else 0
     end = min(begin + images, trained.count(split))
     scores, labels = [], []
-    for batch in tracked(encoded(trained, split, end, labels=True), end, f"encoding {split}", console):
+    for batch in tracked(_labelled(trained, split, end), end, f"encoding {split}", console):
         assert batch.labels is not None, "the set has attributes"
         first = max(0, begin - batch.first)
         scores.append((batch.mean.cpu() @ versions.T)[first:])
