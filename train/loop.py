@@ -86,22 +86,27 @@ def _requests(session: Session, saver: Saver) -> int:
     """What this process asks for: any process passes on a signal, the first one watches the clocks."""
     requests = STOP if session.stop else 0
     if session.is_main:
-        if _is_time_up(session, saver):
+        if _is_time_up(session, saver, writes=2 if saver.busy else 1):
             requests |= TIME_UP
-        if saver.idle_s >= 60 * session.config.checkpoint.save_every_minutes and not saver.busy:
-            requests |= SAVE
-        if saver.idle_s >= EPOCH_SAVE_INTERVAL_S:
-            requests |= RESTED
+        # Near the end a routine save would only have to be waited for by the last one.
+        if not _is_time_up(session, saver, writes=2):
+            if saver.idle_s >= 60 * session.config.checkpoint.save_every_minutes and not saver.busy:
+                requests |= SAVE
+            if saver.idle_s >= EPOCH_SAVE_INTERVAL_S:
+                requests |= RESTED
     return requests
 
 
-def _is_time_up(session: Session, saver: Saver) -> bool:
-    """Whether the process could not end within `run.max_minutes` if it made more than the coming update."""
+def _is_time_up(session: Session, saver: Saver, *, writes: int) -> bool:
+    """Whether the process could not end within `run.max_minutes` if it made more than the coming update.
+
+    `writes` is how many there still are, one after the other.
+    """
     minutes = session.config.run.max_minutes
     if minutes is None:
         return False
     # This update and the next one, as the request comes into effect after this one.
-    reserve_s = 2 * session.meters.last_s + saver.reserve_s
+    reserve_s = 2 * session.meters.last_s + saver.reserve_s(writes)
     if _ends_epoch(session, session.state.position + session.config.train.batch_size):
         reserve_s += session.validation_s or _guess_validation_s(session)
     return time.monotonic() - session.began + reserve_s >= 60 * minutes

@@ -61,12 +61,11 @@ class Saver:
         """Position of the newest generation that is on disk and verified."""
         return self._writer.last_position
 
-    @property
-    def reserve_s(self) -> float:
-        """Seconds that a last save and the end of the process may take, as measured by earlier saves."""
+    def reserve_s(self, writes: int) -> float:
+        """Seconds that so many writes and the end of the process may take, as measured by earlier saves."""
         mirror = self._session.mirror
         copying_s = 0.0 if mirror is None else mirror.slowest_s
-        return _MARGIN * (max(self._writes_s, default=self._guess_s) + copying_s) + _ENDING_S
+        return _MARGIN * (writes * max(self._writes_s, default=self._guess_s) + copying_s) + _ENDING_S
 
     def save(self) -> None:
         """Begin a snapshot, to be written behind the loop; every process must call this at the same update.
