@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NOTE, _HEAD, _GUTTER = 15, 20, 14
-_TITLES = {"pixels": "nearest by pixels (at 32 px)", "latents": "nearest by latents"}
+_TITLES = {"pixels": "by pixels at 32 px", "latents": "by latents"}
 _AXES = {
     "pixels": "root mean squared difference of intensities in [0, 1], at 32 px",
     "latents": "Euclidean distance of posterior means",
@@ -61,20 +61,21 @@ def neighbours_sheet(faces: Tensor, found: Found, numbers: Mapping[str, Mapping[
 
 def distances_figure(found: Found, kinds: Mapping[str, slice], numbers: Mapping[str, Mapping[str, Any]]) -> "Figure":
     """Distribution functions of the distance to the nearest training image; call it, and save it, within `style()`."""
-    picture = figure(10.5, 3.9)
+    picture = figure(11, 4.2)
     for axes, (measure, nearest) in zip(picture.subplots(1, 2), found.nearest.items(), strict=True):
         for colour, (kind, label) in zip((COLOURS[2], COLOURS[1], COLOURS[0]), _KINDS.items(), strict=True):
             values = nearest.distances[kinds[kind], 0].sort().values
             shares = torch.arange(1, len(values) + 1) / len(values)
-            axes.plot(values.numpy(), shares.numpy(), color=colour, label=f"{label} (median {values.median():.3g})")
+            axes.plot(values.numpy(), shares.numpy(), color=colour, label=label)
         axes.axhline(0.5, color=INK, linewidth=0.6, linestyle=":")
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1)
         axes.set_xlabel(_AXES[measure])
         axes.set_ylabel("share of the pictures")
         ratio = numbers[measure]["ratio_to_reconstructions"]
-        axes.set_title(f"By {measure}: new faces at {ratio:.2f} of the held-out distance")
-        axes.legend(loc="upper left")
+        axes.set_title(f"By {measure}: median {ratio:.2f} times that of reconstructions")
+    handles, labels = picture.axes[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=3)
     picture.suptitle(
         f"Distance to the nearest of {len(found.train):,} training images: memorised faces would be at 0",
         fontsize=12,

@@ -21,10 +21,10 @@ def draw(
 ) -> "Figure":
     """Two panels of bars, one for each measure; call it, and save it, within `style()`."""
     names = {STANDARD: "N(0, I)", GAUSSIAN: "one Gaussian", MIXTURE: f"mixture of {facts['components']}"}
-    picture = figure(10.5, 3.8)
-    left, right = picture.subplots(1, 2, width_ratios=(3, 2))
+    picture = figure(11, 3.9)
+    left, right = picture.subplots(1, 2, width_ratios=(5, 4))
     kinds = list(measured)
-    bars = [names[kind] + ("  ◂ default" if kind == default else "") for kind in kinds]
+    bars = [names[kind] + ("\n(default)" if kind == default else "") for kind in kinds]
     values = [measured[kind].swd for kind in kinds] + [encoded, real]
     errors = [measured[kind].swd_deviation for kind in kinds] + [0.0, 0.0]
     _bars(
@@ -38,8 +38,8 @@ def draw(
     left.axvline(real, color=INK, linewidth=0.8, linestyle=":")
     left.set_title("New faces: distance from held-out photos")
     left.set_xlabel(
-        f"sliced Wasserstein distance x 1,000, {facts['pictures']:,} pictures each; smaller is better\n"
-        f"mean and standard deviation of {facts['draws']} sets of draws"
+        "sliced Wasserstein distance x 1,000, smaller is better\n"
+        f"{facts['pictures']:,} pictures each; mean and deviation of {facts['draws']} sets of draws"
     )
     gains = [measured[kind].nats - measured[STANDARD].nats for kind in kinds]
     _bars(
@@ -52,8 +52,8 @@ def draw(
     )
     right.set_title("Held-out latents: log-likelihood")
     right.set_xlabel(
-        f"nats above N(0, I), {facts['held_out']:,} of {facts['held_out_from']}; larger is better\n"
-        "beside the bars: nats an image"
+        "nats an image above N(0, I), larger is better\n"
+        f"{facts['held_out']:,} images of {facts['held_out_from']}; the mean is at the bar's end"
     )
     picture.suptitle(
         f"Priors fitted to {facts['images']:,} of {facts['of']:,} training images", fontsize=12, fontweight="bold"
