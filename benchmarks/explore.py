@@ -99,6 +99,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
         runs = options.runs or [
             trained(work, shards, options.trained_images)
             for shards in options.shards or drawn_sets(work, options.sizes, options.images)

@@ -63,8 +63,9 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_is_measured_without_being_changed(run):
     before = sorted(run.rglob("*"))
+    options = ["--work", run.parent / "not" / "yet", "--commands", "reconstruct", "--images", "8"]
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/explore.py", "--runs", run, "--commands", "reconstruct", "--images", "8"],
+        [sys.executable, ROOT / "benchmarks/explore.py", "--runs", run, *options],
         capture_output=True,
         text=True,
         cwd=ROOT,

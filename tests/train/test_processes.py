@@ -19,7 +19,10 @@ from train.runfolder import RunFolder
 
 UPDATES = 50
 BATCH = 16
-TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", train.run.__file__]
+
+
+def torchrun(processes: int) -> list[str]:
+    return [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={processes}", train.run.__file__]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_two_processes_train_as_one(tmp_path: Path, shards: ShardSet, objective:
     arguments = [str(toml), "--data.shards", str(shards.folder), "--run.dir"]
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     assert main([*arguments, str(one.path)]) == 0
-    ran = subprocess.run([*TORCHRUN, *arguments, str(two.path)], capture_output=True, text=True)
+    ran = subprocess.run([*torchrun(2), *arguments, str(two.path)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "2 processes x 1 micro-batches of 8" in ran.stdout
     assert ran.stdout.count("done: ") == 1
@@ -62,17 +65,18 @@ def test_two_processes_train_as_one(tmp_path: Path, shards: ShardSet, objective:
     assert len(saved_state(one)["audit"]) == 3
 
 
-def test_a_run_of_one_process_goes_on_with_two_and_back(
+def test_a_run_of_one_process_goes_on_with_four_with_two_and_back(
     tiny_toml: Path, tmp_path: Path, faces: ShardSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
     arguments = [str(tiny_toml), "--data.shards", str(faces.folder), "--optim.schedule", "constant", "--run.dir"]
     assert main([*arguments, str(whole.path)]) == 0
     assert main([*arguments, str(folder.path), "--train.total-images", "32"]) == 0
-    ran = subprocess.run(
-        [*TORCHRUN, *arguments, str(folder.path), "--train.total-images", "64"], capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
+    for processes, images in ((4, 48), (2, 64)):
+        again = [*torchrun(processes), *arguments, str(folder.path), "--train.total-images", str(images)]
+        ran = subprocess.run(again, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert f"{processes} processes x " in ran.stdout
     assert main([*arguments, str(folder.path)]) == 0
     expected, found = ([r["loss"] for r in each.read_metrics() if "loss" in r] for each in (whole, folder))
     assert found == pytest.approx(expected, rel=1e-4)
