@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.browser import browsing, missing, served  # noqa: E402
 from explore.commands import App  # noqa: E402
 from explore.model import load_trained  # noqa: E402
-from explore.studio import Face, Studio, open_studio, png  # noqa: E402
+from explore.page.studio import Face, Studio, open_studio, png  # noqa: E402
 from pipeline.errors import EXIT_FAULT, LeanstreamError, UserError, report_error  # noqa: E402
 
 LIMIT_MS = 200.0

@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from explore.distances import sliced_wasserstein  # noqa: E402
+from explore.measures.distances import sliced_wasserstein  # noqa: E402
 from pipeline import ShardSet  # noqa: E402
 from pipeline.errors import EXIT_RUN_AGAIN, LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import usable_cores  # noqa: E402

@@ -38,8 +38,8 @@ def run(command: App, console: Console) -> list[Path]:
             "GRADIO_TEMP_DIR": uploads,
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        from explore.page import build_page
-        from explore.studio import open_studio
+        from explore.page.layout import build_page
+        from explore.page.studio import open_studio
 
         studio = open_studio(load_trained(command), console)
         # Of one face at a time a second thread saves little, and where the machine is busy, waiting for it costs much.
@@ -103,7 +103,7 @@ def application(page: Any) -> Any:
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from explore.page import LARGEST_FILE, STYLE, theme
+    from explore.page.layout import LARGEST_FILE, STYLE, theme
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere whose name was pointed at this machine gets nothing.

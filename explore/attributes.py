@@ -17,12 +17,12 @@ from rich.table import Table
 from torch import Tensor
 
 from explore.commands import Attributes
-from explore.directions import Directions, held_out_split, load_directions, unknown_attribute
 from explore.encode import batch_of, decoded
 from explore.faces import Faces, drawn_faces, load_faces
+from explore.figures.strips import strips
+from explore.latent.directions import Directions, held_out_split, load_directions, unknown_attribute
 from explore.model import Trained, load_trained
 from explore.output import Output
-from explore.strips import strips
 from pipeline.errors import UserError
 from train.similarity import psnr
 
@@ -257,8 +257,8 @@ def cosines_of(vectors: Tensor) -> Tensor:
 
 
 def _draw(output: Output, directions: Directions, chosen: list[int]) -> None:
-    from explore.attribute_figures import auc_figure, cosine_figure
-    from explore.figures import style
+    from explore.figures.attributes import auc_figure, cosine_figure
+    from explore.figures.style import style
 
     names = [directions.names[number] for number in chosen]
     matrices = {"adjusted": cosines_of(directions.vectors[chosen]), "plain": cosines_of(directions.plain[chosen])}

@@ -17,15 +17,15 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import FitPrior
-from explore.distances import Projections, distance, project
 from explore.encode import decoded, encoded, tracked
-from explore.figures import style
-from explore.fitting import Aggregate, fit_mixture, least_images
+from explore.figures.priors import draw
+from explore.figures.style import style
+from explore.latent.fitting import Aggregate, fit_mixture, least_images
+from explore.latent.parts import Part, pictures, training_and_held_out
+from explore.latent.priors import GAUSSIAN, MIXTURE, STANDARD, Priors, store_priors
+from explore.measures.distances import Projections, distance, project
 from explore.model import Trained, load_trained
 from explore.output import Output
-from explore.parts import Part, pictures, training_and_held_out
-from explore.prior_figure import draw
-from explore.priors import GAUSSIAN, MIXTURE, STANDARD, Priors, store_priors
 from pipeline.errors import UserError
 from train.mixture import Mixture
 from train.priors import FittedPriors

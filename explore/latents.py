@@ -17,11 +17,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from explore.aggregate import Aggregate, Array, Draws, aggregate
 from explore.commands import Latents
-from explore.discrepancy import Discrepancy, compare
-from explore.figures import style
-from explore.latent_figures import (
+from explore.figures.latents import (
     Grid,
     draw_aggregate,
     draw_histograms,
@@ -30,10 +27,13 @@ from explore.latent_figures import (
     histogram,
     histogram_edges,
 )
+from explore.figures.style import style
+from explore.latent.aggregate import Aggregate, Array, Draws, aggregate
+from explore.latent.discrepancy import Discrepancy, compare
+from explore.latent.tsne import check_perplexity, embed
 from explore.model import Trained, load_trained
 from explore.names import attribute_number
 from explore.output import Output
-from explore.tsne import check_perplexity, embed
 from pipeline.machine import release_memory
 from train.evaluate import Gaussian
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from explore.commands import Morph
 from explore.encode import decoded
 from explore.faces import Faces, drawn_faces, load_faces
+from explore.figures.sheets import film, strip
 from explore.model import Trained, load_trained
 from explore.output import Output
-from explore.sheets import film, strip
 from pipeline.errors import UserError
 from train.grids import stack
 from train.similarity import psnr

@@ -1,7 +1,7 @@
 """`explore report`: everything about a run in one HTML file that needs nothing else.
 
 run folder, shard set --evidence.py--> what is known --+
-explore folder --results.py, embed.py--> sections -----+--> templates/report.html --> explore/report.html
+explore folder --results.py, embed.py--> sections -----+--> html/templates/report.html --> explore/report.html
 metrics --charts.py--> line charts --------------------+
 """
 
@@ -16,14 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from rich.console import Console
 
-from explore import charts
 from explore.commands import Report
-from explore.embed import Picture, embed, embed_file
-from explore.evidence import Evidence, gather
+from explore.html import charts
+from explore.html.embed import Picture, embed, embed_file
+from explore.html.evidence import Evidence, gather
+from explore.html.reproduce import steps_of
+from explore.html.results import KINDS, Table, read_sections, table_of
+from explore.html.wording import flat, label, show, without_places
 from explore.output import Output
-from explore.reproduce import steps_of
-from explore.results import KINDS, Table, read_sections, table_of
-from explore.wording import flat, label, show, without_places
 from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError
 from shard_tool.described import labels_by_split
@@ -58,7 +58,7 @@ def run(command: Report, console: Console) -> list[Path]:
 def render(evidence: Evidence, results: Path) -> str:
     """The page; the same for the same files."""
     environment = Environment(
-        loader=PackageLoader("explore", "templates"),
+        loader=PackageLoader("explore.html", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from explore.commands import Sample
 from explore.encode import batch_of, decoded, tracked
+from explore.figures.sheets import enlarged, enlargement, pillow
+from explore.latent.neighbours import QUERIES, SHOWN, Queries, features, find, held_out_queries, measured
+from explore.latent.priors import Priors, load_priors
 from explore.model import Trained, load_trained
-from explore.neighbours import QUERIES, SHOWN, Queries, features, find, held_out_queries, measured
 from explore.output import Output
-from explore.priors import Priors, load_priors
-from explore.sheets import enlarged, enlargement, pillow
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from train.checkpoint import weights_sha256
@@ -124,8 +124,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Paint `sample-PRIOR-neighbours.png` and `-distances.png`; the csv names the neighbours of every face."""
     # Matplotlib is needed for nothing else here.
-    from explore.figures import style
-    from explore.neighbour_sheet import distances_figure, neighbours_sheet
+    from explore.figures.neighbours import distances_figure, neighbours_sheet
+    from explore.figures.style import style
 
     latents = priors.sample(name, QUERIES, seed=command.seed, temperature=command.temperature)
     parts: list[Queries] = []

@@ -19,21 +19,21 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import LEAST_SCORED, Score
-from explore.distances import Projections, distance, project
-from explore.features import INCEPTION, Extractor, Features, Pyramid
-from explore.fidelity import fidelity
-from explore.manifold import compare
+from explore.latent.priors import load_priors
+from explore.measures.distances import Projections, distance, project
+from explore.measures.features import INCEPTION, Extractor, Features, Pyramid
+from explore.measures.fidelity import fidelity
+from explore.measures.manifold import compare
+from explore.measures.table import NO_NETWORK, origin_of, print_report, rows_of, summary
 from explore.model import Trained, load_trained
 from explore.output import Output
 from explore.pictures import Faces, RealPictures, Reconstructions, Watched, watched
-from explore.priors import load_priors
-from explore.score_report import NO_NETWORK, origin_of, print_report, rows_of, summary
 from pipeline.errors import UserError
 from pipeline.machine import release_memory
 from train.similarity import detail
 
 if TYPE_CHECKING:
-    from explore.frechet import FeatureDistances
+    from explore.measures.frechet import FeatureDistances
 
 MOST = 10_000
 """Images of a split that are scored, unless a count is given."""
@@ -168,7 +168,7 @@ class Reference:
         """Measure the reference itself."""
         distances = None
         if isinstance(features, Extractor):
-            from explore.frechet import FeatureDistances
+            from explore.measures.frechet import FeatureDistances
 
             distances = FeatureDistances(features.dimensions)
         image_bytes = 3 * trained.model.architecture.image_size**2

@@ -35,12 +35,12 @@ def test_libraries_are_those_that_files_name_and_the_process_loaded():
         "matplotlib",
         "scipy",
         "json",
-        "explore.tsne",
+        "explore.latent.tsne",
         "explore.latents",
     }
     found = libraries("latents", loaded)
     assert {"torch", "numpy", "openTSNE"} <= set(found)
-    assert not {"json", "explore.tsne", "scipy"} & set(found)
+    assert not {"json", "explore.latent.tsne", "scipy"} & set(found)
     assert "openTSNE" not in libraries("reconstruct", loaded)
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from explore.attributes import AMOUNTS, parse_amounts
 from explore.cli import main
-from explore.directions import load_directions
 from explore.faces import load_faces
+from explore.latent.directions import load_directions
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, save_model, trained
@@ -214,7 +214,7 @@ def test_a_persons_mistake_is_one_line_and_exit_code_2(
 def test_a_mistake_is_told_before_any_image_is_streamed(
     wrong: list[str], model: Path, shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("explore.directions.encoded", None)
+    monkeypatch.setattr("explore.latent.directions.encoded", None)
     assert main(["attributes", *wrong, "--model", str(model), "--shards", str(shards.folder)]) == 2
 
 

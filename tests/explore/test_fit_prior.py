@@ -15,7 +15,7 @@ from PIL import Image
 from explore.cli import main
 from explore.encode import decoded
 from explore.fit_prior import Measured, best, too_few
-from explore.priors import load_priors
+from explore.latent.priors import load_priors
 from pipeline.format import ShardSet
 from tests.explore.untrained import save_model, trained
 from tests.helpers import make_shard_set

@@ -9,8 +9,8 @@ from PIL import Image
 
 from explore import reconstruct as reconstruct_module
 from explore.cli import main
+from explore.figures.sheets import pairs_sheet
 from explore.photos import load_photos
-from explore.sheets import pairs_sheet
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, save_model, trained, untrained
 from tests.helpers import make_shard_set

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.browser import browsing, missing
-from explore.charts import FRAME, charts_of
 from explore.cli import main
-from explore.embed import embed, embed_file
-from explore.reproduce import build_options
-from explore.results import KINDS, MOST_ROWS, read_sections
-from explore.wording import label, show, without_places
+from explore.html.charts import FRAME, charts_of
+from explore.html.embed import embed, embed_file
+from explore.html.reproduce import build_options
+from explore.html.results import KINDS, MOST_ROWS, read_sections
+from explore.html.wording import label, show, without_places
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, make_shards, save_model
 from tests.helpers import make_shard_set

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from explore.cli import main
-from explore.neighbours import Nearest, Queries, features, find, held_out_queries, measured
+from explore.latent.neighbours import Nearest, Queries, features, find, held_out_queries, measured
 from pipeline.format import ShardSet
 from tests.explore.untrained import save_model, trained
 from tests.helpers import make_image, make_key, make_shard_set

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from explore.cli import main
-from explore.features import Extractor, Pyramid
-from explore.frechet import FeatureDistances, kernel_distance
-from explore.manifold import compare, radii
+from explore.measures.features import Extractor, Pyramid
+from explore.measures.frechet import FeatureDistances, kernel_distance
+from explore.measures.manifold import compare, radii
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
-from tests.explore.test_distances import noise_images
+from tests.explore.measures.test_distances import noise_images
 from tests.helpers import make_shard_set
 from train.run import main as train_main
 from train.similarity import ms_ssim, scales, ssim

@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from explore.directions import Directions
-from explore.figures import COLOURS, DIVERGING, INK, figure
+from explore.figures.style import COLOURS, DIVERGING, INK, figure
+from explore.latent.directions import Directions
 
 
 def auc_figure(directions: Directions, chosen: Sequence[int]) -> Figure:

@@ -18,12 +18,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from explore.directions import Directions, load_directions
 from explore.encode import decoded, encoded
+from explore.latent.directions import Directions, load_directions
+from explore.latent.priors import Priors, load_priors
 from explore.model import Trained
 from explore.morph import WAYS, Walk, film_of
 from explore.photos import load_photos
-from explore.priors import Priors, load_priors
 from pipeline.errors import UserError
 from train.grids import to_uint8
 from train.similarity import psnr

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from explore.aggregate import Aggregate, Array
-from explore.discrepancy import FLOORS, Discrepancy
-from explore.figures import BACKGROUND, COLOURS, DIVERGING, INK, SEQUENTIAL, figure
+from explore.figures.style import BACKGROUND, COLOURS, DIVERGING, INK, SEQUENTIAL, figure
+from explore.latent.aggregate import Aggregate, Array
+from explore.latent.discrepancy import FLOORS, Discrepancy
 from train.evaluate import ACTIVE_VARIANCE
 
 BLUE, ORANGE, GREEN, RED = COLOURS[:4]

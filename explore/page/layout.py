@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from explore.studio import Dimension, Face, Studio, enlarged, png
+from explore.page.studio import Dimension, Face, Studio, enlarged, png
 from pipeline.errors import UserError
 
 try:

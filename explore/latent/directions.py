@@ -32,8 +32,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from explore.encode import Encoded, batch_of, encoded, tracked
+from explore.latent.moments import Moments
 from explore.model import Trained
-from explore.moments import Moments
 from pipeline.errors import UserError
 from pipeline.files import write_atomic
 from train.checkpoint import weights_sha256

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from explore.sheets import GAP, enlarged, enlargement, pillow
+from explore.figures.sheets import GAP, enlarged, enlargement, pillow
 from train.grids import BACKGROUND, INK
 
 _MARGIN = 10

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from explore.encode import decoded, encoded, tracked
+from explore.latent.parts import Part, training_and_held_out
 from explore.model import Trained
-from explore.parts import Part, training_and_held_out
 from train.grids import to_uint8
 
 QUERIES = 512

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explore import directions as module
-from explore.directions import DIRECTIONS_FILE, Directions, auc_error, load_directions, solve
 from explore.encode import latents_of
+from explore.latent import directions as module
+from explore.latent.directions import DIRECTIONS_FILE, Directions, auc_error, load_directions, solve
+from explore.latent.moments import Moments
 from explore.model import Trained
-from explore.moments import Moments
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, trained

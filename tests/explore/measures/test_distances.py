@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from explore import distances
-from explore.distances import distance, laplacian_pyramid, project, sliced_wasserstein
+from explore.measures import distances
+from explore.measures.distances import distance, laplacian_pyramid, project, sliced_wasserstein
 from pipeline.errors import UserError
 from pipeline.noise import normal
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from explore.commands import Common
-from explore.wording import without_places
+from explore.html.wording import without_places
 from pipeline import ShardSet
 from pipeline.errors import LeanstreamError, UserError
 from train.config import DataConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from explore.fitting import Aggregate, fit_mixture, least_images, shrunk
+from explore.latent.fitting import Aggregate, fit_mixture, least_images, shrunk
 from train.mixture import Mixture
 
 CENTRES = torch.tensor([[4.0, 0, 0, 0], [-4, 0, 0, 0], [0, 5, 0, 0]])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from explore.distances import laplacian_pyramid
+from explore.measures.distances import laplacian_pyramid
 from pipeline.errors import UserError
 
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"

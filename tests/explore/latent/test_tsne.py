@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from explore.tsne import EARLY_STEPS, STEPS, check_perplexity, embed
+from explore.latent.tsne import EARLY_STEPS, STEPS, check_perplexity, embed
 from pipeline.errors import UserError
 
 QUIET = Console(file=StringIO())
@@ -32,11 +32,11 @@ def test_clusters_stay_apart_and_equal_seeds_give_equal_bytes():
 
 def test_the_number_of_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     for name, value in (("_FEW_IMAGES", 0), ("EARLY_STEPS", 20), ("STEPS", 20)):
-        monkeypatch.setattr(f"explore.tsne.{name}", value)
+        monkeypatch.setattr(f"explore.latent.tsne.{name}", value)
     draws = clusters(20)
     found = []
     for cores in (1, 2):
-        monkeypatch.setattr("explore.tsne.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("explore.latent.tsne.usable_cores", lambda cores=cores: cores)
         found.append(embed(draws, 5, 3, QUIET)[0].tobytes())
     assert found[0] == found[1]
 

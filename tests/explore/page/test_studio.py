@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from explore.encode import encoded
-from explore.studio import Face, Studio, enlarged, open_studio, png, strongest_dimensions
+from explore.page.studio import Face, Studio, enlarged, open_studio, png, strongest_dimensions
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, trained

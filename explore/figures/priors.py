@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from explore.figures import COLOURS, INK, figure
-from explore.priors import GAUSSIAN, MIXTURE, STANDARD
+from explore.figures.style import COLOURS, INK, figure
+from explore.latent.priors import GAUSSIAN, MIXTURE, STANDARD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from explore import discrepancy
-from explore.discrepancy import FLOORS, SCALES, compare, squared_mmd
+from explore.latent import discrepancy
+from explore.latent.discrepancy import FLOORS, SCALES, compare, squared_mmd
 from train.evaluate import Gaussian
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import tomli_w
 
-from explore.evidence import Evidence
-from explore.wording import without_places
+from explore.html.evidence import Evidence
+from explore.html.wording import without_places
 from shard_tool.cli import MakeShards
 
 _OPTIONS = (

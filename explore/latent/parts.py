@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explore.directions import held_out_split
 from explore.encode import batch_of
+from explore.latent.directions import held_out_split
 from explore.model import Trained
 from pipeline.errors import UserError
 from train.evaluate import stream_images

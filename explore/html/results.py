@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from explore.embed import Picture, embed_file
-from explore.wording import UNKNOWN, flat, label, show, without_places
+from explore.html.embed import Picture, embed_file
+from explore.html.wording import UNKNOWN, flat, label, show, without_places
 from pipeline.format import SPLITS
 
 PICTURES, NUMBERS = (".png", ".gif", ".jpg", ".jpeg", ".webp"), (".json", ".csv")

@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from explore.figures import COLOURS, INK, figure
-from explore.neighbours import Found
-from explore.sheets import FAINT, GAP, enlarged, enlargement, pillow
+from explore.figures.sheets import FAINT, GAP, enlarged, enlargement, pillow
+from explore.figures.style import COLOURS, INK, figure
+from explore.latent.neighbours import Found
 from train.grids import BACKGROUND, stack
 from train.grids import INK as BLACK
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from explore.commands import Score
-from explore.manifold import DENSITY_K, MANIFOLD_K
+from explore.measures.manifold import DENSITY_K, MANIFOLD_K
 from explore.model import Trained
 from train.similarity import scales
 

@@ -1,0 +1,1 @@
+"""What commands draw: figures, sheets and strips."""

@@ -1,0 +1,1 @@
+"""What commands compute in the latent space."""

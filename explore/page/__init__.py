@@ -1,0 +1,1 @@
+"""The local page: its layout, and what its pictures show."""
