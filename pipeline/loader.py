@@ -10,6 +10,7 @@ and memory does not grow with copies of the interpreter. What is ahead is bounde
 
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,7 @@ class StreamingLoader:
         rank: int = 0,
         world_size: int = 1,
         threads: int | None = None,
+        nice: int = 0,
         prefetch: int | None = None,
         ram_bytes: int = RAM_BYTES,
         window: int | None = None,
@@ -112,6 +114,8 @@ class StreamingLoader:
             rank: this process's number; it takes the positions with p % world_size == rank.
             world_size: number of processes; must divide batch_size.
             threads: decode threads; default the usable cores.
+            nice: from 0 to 19, how far the loop's own threads go before them (Linux), for a loop that computes on the
+                cores itself: one of its threads that had to wait would keep all others waiting.
             prefetch: batches decoded ahead; default: as many as `ram_bytes` allow, from 1 to 8.
             ram_bytes: memory for images: the batches ahead, the one handed over and the one before it.
             window: shards whose samples are mixed with each other, in each lane (default: see `pipeline.order`).
@@ -132,7 +136,7 @@ class StreamingLoader:
         self.shards = _opened(shards, cache, cache_bytes, patience)
         _at_least(1, batch_size=batch_size, world_size=world_size, threads=threads)
         _at_least(1, prefetch=prefetch, ram_bytes=ram_bytes)
-        _at_least(0, start=start, rank=rank)
+        _at_least(0, start=start, rank=rank, nice=nice)
         if rank >= world_size:
             raise ConfigError(f"rank must be below world_size {world_size}; got {rank}. Count ranks from 0.")
         if batch_size % world_size:
@@ -167,7 +171,7 @@ class StreamingLoader:
         ahead = shape[0] * (self.prefetch + 1)
         self._chunk = min(max(ahead // (_TASKS_A_THREAD * self._threads), _LEAST_CHUNK), _MOST_CHUNK)
         self._decoders = threading.local()
-        self._executor = ThreadPoolExecutor(self._threads, "decode")
+        self._executor = ThreadPoolExecutor(self._threads, "decode", _step_back, (nice,))
         self._closed = False
         self._planned = start
         self._next_plans: Future[list[_Plan]] | None = None
@@ -372,3 +376,10 @@ def _at_least(lowest: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < lowest:
             raise ConfigError(f"{name} must be at least {lowest}; got {value}. Choose a larger one.")
+
+
+def _step_back(nice: int) -> None:
+    """Make the calling thread less urgent than the rest of its process, where threads have a niceness of their own."""
+    if nice and sys.platform == "linux":
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + nice)

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -67,6 +67,11 @@ def tree_pss(pid: int | None = None) -> int:
     return total
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = 2**31 - 1
+"""Bytes, as a C int holds them."""
+
+
 class PeakMemory:
     """Samples `tree_pss` in a thread; `peak` is the highest figure seen, in bytes.
 
@@ -103,6 +108,23 @@ class PeakMemory:
 
 def release_memory() -> None:
     """Give what was freed back to the system: glibc keeps it, and large temporary arrays would count for good."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for the next allocation, for code that allocates the same again and again.
+
+    By default it gives large blocks back at once, and the kernel fills their pages with zeros anew for each update.
+    """
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        if not mallopt(_M_MMAP_THRESHOLD, _NEVER):
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # The most that older versions take.
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def _glibc(name: str) -> Any:
+    """A function of the C library, or None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -17,6 +17,9 @@ STOP, SAVE, TIME_UP, RESTED = 1, 2, 4, 8
 EPOCH_SAVE_INTERVAL_S = 20.0
 """Epochs of tiny sets end every few seconds: their ends save no more often than this."""
 
+_NICE = 19
+"""Of decoding beside training on the same cores."""
+
 
 def train(session: Session) -> int:
     """Train from the state's position to the end, or to a request to stop; returns the requests that ended it."""
@@ -33,6 +36,7 @@ def train(session: Session) -> int:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         threads=config.data.threads,
+        nice=_NICE if accelerator.device.type == "cpu" else 0,
         window=config.data.window,
         lanes=config.data.lanes,
         flip=config.data.flip,

@@ -1,5 +1,7 @@
 import gc
 import itertools
+import os
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -351,6 +353,17 @@ def test_open_shards_are_bounded(shard_set):
 
 def decode_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+def test_decode_threads_step_back_and_the_loop_does_not(raw):
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    with StreamingLoader(raw, batch_size=8, threads=2, nice=3) as loader:
+        next(loader)
+        decoding = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("decode")]
+        found = {os.getpriority(os.PRIO_PROCESS, number) for number in decoding}
+    assert found == {min(mine + 3, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine
 
 
 def test_leaving_the_loader_stops_its_threads(raw):
