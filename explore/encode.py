@@ -14,11 +14,10 @@ from torch import Tensor
 from explore.model import Trained
 from pipeline import StreamingLoader
 from pipeline.noise import normal
+from train.evaluate import batch_for
 from train.grids import to_uint8
 from train.models import FaceVAE
 
-BATCH_SIZE = 64
-"""Images at once, at 64 px."""
 Item = TypeVar("Item", bound=Sized)
 
 
@@ -50,8 +49,8 @@ class Encoded:
 
 
 def batch_of(model: FaceVAE) -> int:
-    """Images at once: fewer of larger ones, so that a layer's values take the same memory at any size."""
-    return max(8, min(BATCH_SIZE, BATCH_SIZE * 64**2 // model.architecture.image_size**2))
+    """Images of this model at once."""
+    return batch_for(model.architecture.image_size)
 
 
 @torch.inference_mode()

@@ -11,11 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import Reconstruct
-from explore.encode import BATCH_SIZE, encoded, tracked
+from explore.encode import encoded, tracked
 from explore.figures.sheets import pairs_sheet
 from explore.model import Trained, load_trained
 from explore.output import Output
 from explore.photos import Photos, read_photos
+from train.evaluate import BATCH_SIZE
 from train.grids import stack, to_uint8
 from train.similarity import psnr, ssim
 

@@ -19,6 +19,10 @@ ACTIVE_VARIANCE = 0.01
 """A latent dimension is in use where its posterior means vary by more (Burda et al. 2016, arXiv 1509.00519)."""
 
 
+BATCH_SIZE = 64
+"""Images of 64 px at once."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Means over the images of a split."""
@@ -42,10 +46,16 @@ class Score:
     images: int
 
 
+def batch_for(image_size: int) -> int:
+    """Images at once: fewer of larger ones, so that a layer's values take the same memory at any size."""
+    return max(8, min(BATCH_SIZE, BATCH_SIZE * 64**2 // image_size**2))
+
+
 def stream_images(
-    shards: ShardSet, split: str, limit: int | None, device: torch.device, batch_size: int = 64
+    shards: ShardSet, split: str, limit: int | None, device: torch.device, batch_size: int | None = None
 ) -> Iterator[Tensor]:
     """The first `limit` images (default: all, each once) of the split's order, float32 [B, 3, H, W] in [0, 1]."""
+    batch_size = batch_size or batch_for(shards.image_size)
     # Shard after shard: the least to fetch and to keep of a set that is far away.
     with StreamingLoader(shards, split=split, batch_size=batch_size, window=1, lanes=1) as loader:
         left = loader.samples if limit is None else min(limit, loader.samples)

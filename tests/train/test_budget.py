@@ -156,12 +156,12 @@ def test_planning_changes_nothing_of_the_state(faces: ShardSet) -> None:
 
 
 def test_a_budget_of_ram_makes_the_micro_batch_smaller() -> None:
-    config = tiny_config(model={"kind": "residual", "widths": [8, 8, 8, 8], "latent": 4}, budget={"ram": "4MiB"})
+    config = tiny_config(model={"kind": "residual", "widths": [8, 8, 8, 8], "latent": 4}, budget={"ram": "132MiB"})
     state = tiny_state(config)
     plan = make_plan(state, config, FakeAccelerator(), 64, 1 << 20)  # type: ignore[arg-type]
     assert 1 <= plan.fit.micro_batch < 64
-    assert plan.bytes(plan.fit.micro_batch) <= 4 << 20
-    assert "of 4.0 MiB expected" in plan.lines(plan.fit.micro_batch)[1]
+    assert plan.bytes(plan.fit.micro_batch) <= 132 << 20
+    assert "of 132.0 MiB expected" in plan.lines(plan.fit.micro_batch)[1]
     free = make_plan(state, tiny_config(), FakeAccelerator(), 64, 1 << 20)  # type: ignore[arg-type]
     assert free.fit == Fit(64, recompute=False)
 
