@@ -20,7 +20,7 @@ from train.models import FaceVAE
 from train.objectives import RunningError
 from train.snapshot import Tensors
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 INITIAL_SCALE = 2.0**16
 SCALE_GROWTH_UPDATES = 2_000
 

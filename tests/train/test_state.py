@@ -9,7 +9,7 @@ from pipeline.errors import CheckpointError
 from pipeline.format import Index, ShardSet
 from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import Generation, read_generation, write_generation
-from train.state import SCALE_GROWTH_UPDATES, LossScale
+from train.state import SCALE_GROWTH_UPDATES, STATE_VERSION, LossScale
 
 
 @pytest.mark.parametrize("kind", ["conv", "keras"])
@@ -70,8 +70,8 @@ def test_another_version_or_another_model_is_refused() -> None:
     other = tiny_state(tiny_config(model={"latent": 5}))
     with pytest.raises(CheckpointError, match="must fit the model"):
         other.restore(generation)
-    newer = Generation(generation.parts, {**generation.state, "version": 2})
-    with pytest.raises(CheckpointError, match="must be of version 1; got 2"):
+    newer = Generation(generation.parts, {**generation.state, "version": STATE_VERSION + 1})
+    with pytest.raises(CheckpointError, match=f"must be of version {STATE_VERSION}; got {STATE_VERSION + 1}"):
         tiny_state(config).restore(newer)
 
 
