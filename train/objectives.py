@@ -92,7 +92,7 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 def laplacian_l1(differences: Tensor) -> Tensor:
     """Distance [B] of pictures over the levels of their Laplacian pyramids, summed over pixels and channels.
 
-    Bojanowski et al. 2018 (arXiv 1707.05776), equation 2: the absolute differences of level j weigh 4^j, so that each
+    The Lap1 of Bojanowski et al. 2018 (arXiv 1707.05776): the absolute differences of level j weigh 4^j, so that each
     level counts alike although it has a quarter of the pixels of the one before. `differences` [B, 3, H, W] are those
     of the pictures: a pyramid is linear. Here a picture is halved by averaging and doubled by linear interpolation.
     """

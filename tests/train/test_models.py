@@ -195,6 +195,14 @@ def test_widths_and_depth_of_the_residual_model_are_free() -> None:
     assert model(torch.rand(2, 3, 32, 32), torch.randn(2, 7)).images.shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize(("width", "groups"), [(8, 1), (24, 1), (32, 2), (40, 2), (48, 3), (100, 5), (256, 16)])
+def test_groups_have_sixteen_channels_or_the_next_number_that_divides_them(width: int, groups: int) -> None:
+    model = FaceVAE(Architecture.of("conv", 32, 4, (width, width), None))
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+    assert norms
+    assert {norm.num_groups for norm in norms} == {groups}
+
+
 def test_a_residual_model_begins_calmly() -> None:
     model, images = make("residual", 64), torch.rand(4, 3, 64, 64)
     output = model(images, torch.randn(4, model.latent))
