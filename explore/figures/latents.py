@@ -94,7 +94,7 @@ def _surface(axes: Any, grid: Grid) -> None:
     axes.set(xlim=grid.x[[0, -1]], ylim=grid.y[[0, -1]], zlim=(0, grid.counts.max()))
     axes.set_facecolor(BACKGROUND)
     axes.view_init(elev=42, azim=-60)
-    axes.set_box_aspect((1, 1, 0.6), zoom=0.95)
+    axes.set_box_aspect((1, 1, 0.6), zoom=0.86)
 
 
 def draw_histograms(draws: NDArray[np.float32], found: Aggregate, count: int, edges: Array, title: str) -> Figure:

@@ -13,7 +13,8 @@ from pipeline import ShardSet
 from pipeline.errors import LeanstreamError, UserError
 from train.config import DataConfig
 from train.finished import OF_THIS_MACHINE
-from train.pretrained import CONFIG_FILE, TRAINING_FILE
+from train.hub import find_model
+from train.pretrained import CONFIG_FILE, GRID_FILE, TRAINING_FILE
 from train.runfolder import RunFolder
 
 
@@ -63,7 +64,7 @@ def gather(command: Common) -> Evidence:
     """Read all there is; raises `UserError` where the folder is neither a run's nor a model's."""
     if (command.run is None) == (command.model is None):
         raise UserError("the model must be named once; got both or none of --run and --model. Give one of them.")
-    evidence = _of_run(command.run) if command.run is not None else _of_model(Path(str(command.model)))
+    evidence = _of_run(command.run) if command.run is not None else _of_model(str(command.model))
     _open_shards(evidence, command)
     return evidence
 
@@ -94,15 +95,16 @@ def _of_run(path: Path) -> Evidence:
     return found
 
 
-def _of_model(path: Path) -> Evidence:
+def _of_model(name: str) -> Evidence:
+    path, home = find_model(name, (CONFIG_FILE, TRAINING_FILE, GRID_FILE)), Path(name).expanduser()
     if not (path / CONFIG_FILE).exists():
         raise UserError(f"{path} must hold a finished model; got no {CONFIG_FILE}. Name another folder, or a --run.")
-    here = path.resolve()
-    found = Evidence((here.parent if here.name == "final" else here).name, path)
+    here = home.resolve()
+    found = Evidence((here.parent if here.name == "final" else here).name, home)
     found.model = _json(path / CONFIG_FILE, found.missing) or {}
     found.training = _json(path / TRAINING_FILE, found.missing) or {}
     found.config = _own(found.training.get("config") or {})
-    found.grids = [(None, grid) for grid in (path / "grid.png",) if grid.exists()]
+    found.grids = [(None, grid) for grid in (path / GRID_FILE,) if grid.exists()]
     found.missing.append("No curves and no ledger: they are in the run's folder, and this is a model's.")
     return found
 

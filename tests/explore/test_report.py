@@ -284,6 +284,18 @@ def test_a_models_folder_has_a_report_too(run: Path, shards: ShardSet) -> None:
     assert [attributes for tag, attributes in page.tags if attributes.get("alt", "").startswith("train/")]
 
 
+def test_a_model_on_the_hub_has_a_report_in_a_folder_of_its_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.hub.snapshot_download", lambda name, **_: str(run / "final"))
+    assert main(["report", "--model", "someone/faces"]) == 0
+    page = page_of(tmp_path / "someone" / "faces" / "explore" / "report.html")
+    assert not page.wrong
+    assert "21.50 dB" in page.text
+    assert "No pictures of the data: add --shards FOLDER." in page.text
+
+
 def test_out_is_where_it_is_written_and_results_are_looked_for_there_first(run: Path, tmp_path: Path) -> None:
     fill(run / "explore")
     out = tmp_path / "out"
