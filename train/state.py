@@ -62,6 +62,8 @@ class TrainState:
     position: int = 0
     """Training samples consumed by applied updates."""
     updates: int = 0
+    averaged: int = 0
+    """Position at which the average was last moved."""
     error: RunningError = field(default_factory=RunningError)
     """Of which the decoder's scale follows."""
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -108,6 +110,7 @@ class TrainState:
             "version": STATE_VERSION,
             "position": self.position,
             "updates": self.updates,
+            "averaged": self.averaged,
             "error": asdict(self.error),
             "loss_scale": asdict(self.loss_scale),
             "health": asdict(self.health),
@@ -164,7 +167,7 @@ class TrainState:
                 f"the checkpoint must be of version {STATE_VERSION}; got {state.get('version')}. "
                 "Resume it with the leanstream that wrote it."
             )
-        self.position, self.updates = state["position"], state["updates"]
+        self.position, self.updates, self.averaged = state["position"], state["updates"], state["averaged"]
         self.error = RunningError(**state["error"])
         self.loss_scale = LossScale(**state["loss_scale"])
         self.health = Health(**state.get("health", {}))

@@ -82,7 +82,9 @@ def apply_update(
     state.loss_scale.applied()
     error = found.error / (images * batch.images[0].numel())
     state.error = state.error.updated(error, images, config.loss.sigma_halflife_images)
-    _average_weights(state, ema_decay(config.train.ema_halflife_images, state.position, images))
+    decay = ema_decay(config.train.ema_halflife_images, state.position, state.position - state.averaged)
+    if decay is not None:
+        _average_weights(state, decay)
     state.count_samples(batch.positions.cpu().numpy(), batch.digests, epoch_samples)
     return Update(found.loss / images, mse, found.kl / images, grad_norm, rate, replays, found.requests)
 
@@ -203,3 +205,4 @@ def _average_weights(state: TrainState, decay: float) -> None:
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
     for average, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
         average.copy_(buffer)
+    state.averaged = state.position

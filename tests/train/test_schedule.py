@@ -31,4 +31,12 @@ def test_ema_forgets_the_start_and_reaches_its_halflife() -> None:
 
 
 def test_ema_over_two_updates_is_that_over_one_of_both() -> None:
-    assert ema_decay(1_000, 10**6, 64) ** 2 == pytest.approx(ema_decay(1_000, 10**6, 128))
+    one, both = ema_decay(1_000, 10**6, 64), ema_decay(1_000, 10**6, 128)
+    assert one is not None
+    assert one**2 == pytest.approx(both)
+
+
+def test_the_average_moves_at_most_64_times_in_a_halflife() -> None:
+    assert ema_decay(6_400, 10**6, 99) is None
+    assert ema_decay(6_400, 10**6, 100) == pytest.approx(0.5 ** (1 / 64))
+    assert ema_decay(6_400, 640, 16) is not None, "at first the half-life is short"

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 import train.update
 from pipeline.errors import LeanstreamError
 from pipeline.format import ShardSet
-from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
+from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
+from train.checkpoint import weights_sha256
 from train.config import Config
 from train.models import FaceVAE, Output
 from train.state import TrainState
@@ -239,3 +240,19 @@ def test_a_step_that_would_not_fit_is_found_out_before_anything_changed(
     monkeypatch.undo()
     list(updates(small, config, faces, 2))
     assert state_sha256(state) == state_sha256(small)
+
+
+def test_the_average_moves_when_it_is_due_and_a_resume_keeps_to_that(faces: ShardSet) -> None:
+    config = tiny_config(train={"ema_halflife_images": 64 * 48}, optim={"schedule": "constant"})
+    state = tiny_state(config)
+    state.position = state.averaged = 160_000
+    before = weights_sha256(state.ema.state_dict())
+    list(updates(state, config, faces, 2))
+    assert (weights_sha256(state.ema.state_dict()), state.averaged) == (before, 160_000)
+    resumed = tiny_state(config)
+    resumed.restore(generation_of(state))
+    for each in (state, resumed):
+        list(updates(each, config, faces, 1))
+        assert weights_sha256(each.ema.state_dict()) != before
+        assert each.averaged == each.position == 160_048
+    assert state_sha256(state) == state_sha256(resumed)
