@@ -55,7 +55,6 @@ CONTENDERS = {
     "optimal sigma, residual": "--model.kind residual --loss.objective optimal_sigma --model.widths 32 64 128 256",
     "optimal sigma, conv, latent 256": "--model.kind conv --loss.objective optimal_sigma --model.latent 256",
 }
-USUAL = list(CONTENDERS)[:3]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, required=True, help="folder with photos and list_eval_partition.csv")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall time of each run")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="folder for the set, runs and results")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=USUAL, help="contenders to train")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to train")
     parser.add_argument("--extra", default="", help="settings of the trainer on top, for all contenders")
     parser.add_argument("--gain", type=float, default=2.5, help="dB that the best must be over the first")
     options = parser.parse_args()
