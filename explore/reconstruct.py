@@ -11,17 +11,16 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import Reconstruct
-from explore.encode import encoded, tracked
+from explore.encode import batch_of, encoded, tracked
 from explore.figures.sheets import pairs_sheet
 from explore.model import Trained, load_trained
 from explore.output import Output
 from explore.photos import Photos, read_photos
-from train.evaluate import BATCH_SIZE
 from train.grids import stack, to_uint8
 from train.similarity import psnr, ssim
 
-MOST_SHOWN = 512
-"""Pairs in the picture; the numbers are those of all."""
+SHOWN_PIXELS = 512 * 64**2
+"""Of originals in the picture, 512 pairs at 64 px and 128 at 128 px; the numbers are those of all."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ def run(command: Reconstruct, console: Console) -> list[Path]:
         total = min(command.count, trained.count(command.split))
         origin, batches = command.split, _of_split(trained, command.split, total)
     shown: list[Pairs] = []
+    most = max(1, SHOWN_PIXELS // trained.model.architecture.image_size**2)
     names: list[str] = []
     decibels: list[float] = []
     similarities: list[float] = []
     for pairs in tracked(batches, total, f"reconstructing {origin}", console):
-        left = MOST_SHOWN - sum(map(len, shown))
+        left = most - sum(map(len, shown))
         if left > 0:
             shown.append(Pairs(pairs.originals[:left].clone(), pairs.answers[:left], pairs.names[:left]))
         originals, answers = pairs.originals.float() / 255, pairs.answers.float() / 255
@@ -71,15 +71,16 @@ def run(command: Reconstruct, console: Console) -> list[Path]:
 
 @torch.inference_mode()
 def _of_photos(trained: Trained, photos: Photos) -> Iterator[Pairs]:
-    for number in range(0, len(photos), BATCH_SIZE):
-        images = photos.images[number : number + BATCH_SIZE]
+    size = batch_of(trained.model)
+    for number in range(0, len(photos), size):
+        images = photos.images[number : number + size]
         mean, _ = trained.model.encode(images.to(trained.device).float() / 255)
-        yield Pairs(images, _answers(trained, mean), photos.names[number : number + BATCH_SIZE])
+        yield Pairs(images, _answers(trained, mean), photos.names[number : number + size])
 
 
 @torch.inference_mode()
 def _of_split(trained: Trained, split: str, total: int) -> Iterator[Pairs]:
-    for batch in encoded(trained, split, total, keys=True, batch_size=min(BATCH_SIZE, total)):
+    for batch in encoded(trained, split, total, keys=True, batch_size=min(batch_of(trained.model), total)):
         assert batch.keys is not None, "they were asked for"
         yield Pairs(to_uint8(batch.images).cpu(), _answers(trained, batch.mean), batch.keys)
 

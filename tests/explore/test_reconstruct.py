@@ -87,8 +87,8 @@ def test_the_picture_shows_the_first_and_the_numbers_are_of_all(
     assert main(command) == 0
     with Image.open(model / "explore" / "reconstruct-val.png") as picture:
         whole = picture.size
-    monkeypatch.setattr(reconstruct_module, "MOST_SHOWN", 3)
-    monkeypatch.setattr(reconstruct_module, "BATCH_SIZE", 2)
+    monkeypatch.setattr(reconstruct_module, "SHOWN_PIXELS", 3 * SIZE**2)
+    monkeypatch.setattr(reconstruct_module, "batch_of", lambda _: 2)
     assert main(command) == 0
     with Image.open(model / "explore" / "reconstruct-val.png") as picture:
         assert picture.height < whole[1] / 2
