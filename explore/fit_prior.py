@@ -27,6 +27,7 @@ from explore.measures.distances import Projections, distance, project
 from explore.model import Trained, load_trained
 from explore.output import Output
 from pipeline.errors import UserError
+from pipeline.machine import release_memory
 from train.mixture import Mixture
 from train.priors import FittedPriors
 
@@ -82,6 +83,7 @@ def run(command: FitPrior, console: Console) -> list[Path]:
     else:
         with console.status("fitting the mixture"):
             fitted[MIXTURE] = fit_mixture(draws, command.components, command.seed)
+        release_memory()  # The steps of the fit leave several copies of all draws behind.
     priors = Priors({STANDARD: Mixture.standard(trained.model.latent), **fitted}, GAUSSIAN, {})
     _, held_draws = posteriors(trained, held_out, command.seed, console)
     count = min(MOST_PICTURES, len(fit), len(held_out))
