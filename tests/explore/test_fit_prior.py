@@ -53,7 +53,7 @@ def test_it_measures_three_priors_and_stores_the_fitted_ones(fitted: Path, shard
     assert found["default"] in found["measured"]
     assert (found["images"], found["of"], found["held_out"], found["held_out_from"]) == (48, 48, 14, "val")
     assert (found["pictures"], found["components"], found["no_mixture"]) == (14, 3, None)
-    assert found["measured"]["gaussian"]["nats"] > found["measured"]["standard"]["nats"]
+    assert len({values["nats"] for values in found["measured"].values()}) == 3
     assert found["swd_real"] > 0
     with Image.open(fitted / "explore" / "fit-prior.png") as image:
         assert image.width > 600

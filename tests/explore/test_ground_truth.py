@@ -23,9 +23,9 @@ from explore.model import Trained, load_trained
 from shard_tool.faces.traits import HAIR_COLOURS
 from tests.explore.probes import Probe, train_probe
 
-JUDGED, PAINTED = 0.9, 0.6
+JUDGED, PAINTED = 0.9, 0.7
 """Areas under the ROC curve from which on the probe knows an attribute on true pictures, and on reconstructions: on
-300 faces the second is three standard errors above chance."""
+300 faces the second is six standard errors above chance. Of what is painted less, a direction can add but little."""
 UNITS = 2.0
 
 
