@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explore.encode import batch_of
 from explore.latent.directions import held_out_split
 from explore.model import Trained
 from pipeline.errors import UserError
@@ -46,7 +45,7 @@ def training_and_held_out(trained: Trained) -> tuple[Part, Part]:
 def pictures(trained: Trained, part: Part) -> Iterator[Tensor]:
     """Float images [B, 3, H, W] in [0, 1] of a part, on the CPU, not encoded."""
     first, cpu = 0, torch.device("cpu")
-    for images in stream_images(trained.require_shards(), part.split, part.end, cpu, batch_of(trained.model)):
+    for images in stream_images(trained.require_shards(), part.split, part.end, cpu):
         skipped = min(len(images), max(0, part.begin - first))
         first += len(images)
         if skipped < len(images):
