@@ -5,7 +5,7 @@
     python benchmarks/explore.py --shards faces64         (sets that are there; a model is trained briefly on each)
 
 Each command is a process of its own, and memory is the PSS of its whole process tree, sampled every 50 ms. Beside it
-stands a process that only imports torch and those libraries that the command's files name and that it really loaded.
+stands a process that only imports torch and whatever the modules of ours that the command loaded import from libraries.
 The PSS of shared libraries falls while other processes use them too: measure on a quiet machine.
 """
 
@@ -57,7 +57,8 @@ sys.exit(code)
 IMPORT = """
 import importlib, sys
 for name in sys.argv[1:]:
-    importlib.import_module(name)
+    module, _, attribute = name.partition(":")
+    getattr(importlib.import_module(module), attribute, None)
 """
 
 
@@ -134,7 +135,7 @@ def measure_run(run: Path, work: Path, commands: Collection[str], images: int) -
             arguments = [argument.format(images=images, folder=temporary) for argument in ARGUMENTS.get(command, ())]
             modules = Path(temporary) / "modules"
             found = measure([EXPLORE, str(modules), command, "--run", str(copy), *arguments])
-            alone = baseline(libraries(command, set(modules.read_text().split())))
+            alone = baseline(libraries(set(modules.read_text().split())))
             row = Row(command, size, alone, found.peak_mib, found.seconds)
             print(f"{command}, {size} px: {row.over_mib:.0f} MiB over libraries, {row.seconds:.0f} s", flush=True)
             yield row
@@ -159,34 +160,25 @@ def baseline(names: tuple[str, ...]) -> float:
     return measure([IMPORT, *names]).peak_mib
 
 
-def libraries(command: str, loaded: Collection[str]) -> tuple[str, ...]:
-    """torch, and the modules of other libraries that the command's files import, as far as they were loaded.
-
-    Its files are its own and those of ours that they import in turn.
-    """
-    named: set[str] = {"torch"}
-    files = [f"explore.{command.replace('-', '_')}"]
-    seen = set(files)
-    while files:
-        for name in imported(files.pop()):
-            if name.partition(".")[0] not in OURS:
-                named.add(name)
-            elif name not in seen:
-                seen.add(name)
-                files.append(name)
-    return tuple(sorted(name for name in named & set(loaded) if name.partition(".")[0] not in sys.stdlib_module_names))
+def libraries(loaded: Collection[str]) -> tuple[str, ...]:
+    """torch, and what loaded modules of ours import from other loaded ones: `module`, or `module:name`."""
+    named = {"torch"}.union(*(imported(name) for name in loaded if name.partition(".")[0] in OURS))
+    others = (*OURS, *sys.stdlib_module_names)
+    modules = {name: name.partition(":")[0] for name in named}
+    return tuple(sorted(name for name, at in modules.items() if at in loaded and at.partition(".")[0] not in others))
 
 
 def imported(module: str) -> set[str]:
-    """Dotted names that a module of ours may import, those inside functions too."""
+    """What a module of ours may import, inside functions too."""
     path = ROOT / (module.replace(".", "/") + ".py")
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))) if path.exists() else ():
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # What is imported from a package may be a module of it.
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            # What is imported from a package may be a module of it, or a name that it loads when it is asked for.
+            for alias in node.names:
+                names |= {f"{node.module}.{alias.name}", f"{node.module}:{alias.name}"}
     return names
 
 

@@ -17,13 +17,14 @@ from rich.table import Table
 from torch import Tensor
 
 from explore.commands import Attributes
-from explore.encode import batch_of, decoded
+from explore.encode import decoded
 from explore.faces import Faces, drawn_faces, load_faces
 from explore.figures.strips import strips
 from explore.latent.directions import Directions, held_out_split, load_directions, unknown_attribute
 from explore.model import Trained, load_trained
 from explore.output import Output
 from pipeline.errors import UserError
+from train.evaluate import batch_for
 from train.similarity import psnr
 
 AMOUNTS = tuple(range(-4, 5))
@@ -104,7 +105,7 @@ def _faces(trained: Trained, command: Attributes) -> Faces:
 
 @torch.inference_mode()
 def _means(trained: Trained, faces: Faces) -> Tensor:
-    parts = torch.split(faces.images, batch_of(trained.model))
+    parts = torch.split(faces.images, batch_for(trained.model.architecture.image_size))
     return torch.cat([trained.model.encode(part.to(trained.device).float() / 255)[0].cpu() for part in parts])
 
 

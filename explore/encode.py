@@ -13,6 +13,7 @@ from torch import Tensor
 
 from explore.model import Trained
 from pipeline import StreamingLoader
+from pipeline.machine import release_memory
 from pipeline.noise import normal
 from train.evaluate import batch_for
 from train.grids import to_uint8
@@ -48,11 +49,6 @@ class Encoded:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
-def batch_of(model: FaceVAE) -> int:
-    """Images of this model at once."""
-    return batch_for(model.architecture.image_size)
-
-
 @torch.inference_mode()
 def encoded(
     trained: Trained,
@@ -61,24 +57,23 @@ def encoded(
     *,
     labels: bool = False,
     keys: bool = False,
-    batch_size: int | None = None,
 ) -> Iterator[Encoded]:
     """The first `limit` images (default: all, each once) of a split's order, with their posteriors.
 
     Raises `UserError` where the model has no shard set, or the set no such split.
     """
     shards = trained.require_shards()
-    batch_size = batch_size or batch_of(trained.model)
+    total = trained.count(split) if limit is None else min(limit, trained.count(split))
+    batch_size = min(batch_for(shards.image_size), max(1, total))
     # Shard after shard: the least to fetch and to keep of a set that is far away.
     with StreamingLoader(
         shards, split=split, batch_size=batch_size, window=1, lanes=1, labels=labels and bool(shards.attributes)
     ) as loader:
-        total = loader.samples if limit is None else min(limit, loader.samples)
         first = 0
         while first < total:
             batch = next(loader)
             count = min(len(batch), total - first)
-            images = batch.to(trained.device).images[:count].float() / 255
+            images = batch.to(trained.device).images[:count].float().div_(255)
             mean, logvar = trained.model.encode(images)
             chosen = None if batch.labels is None else batch.labels[:count]
             yield Encoded(images, mean, logvar, chosen, first, batch.keys[:count] if keys else None)
@@ -86,9 +81,9 @@ def encoded(
 
 
 @torch.inference_mode()
-def decoded(model: FaceVAE, latents: Tensor, device: torch.device, batch_size: int | None = None) -> Iterator[Tensor]:
+def decoded(model: FaceVAE, latents: Tensor, device: torch.device) -> Iterator[Tensor]:
     """Images uint8 [b, 3, H, W] of `latents` [B, Z], a batch at a time, on the CPU."""
-    for part in torch.split(latents, batch_size or batch_of(model)):
+    for part in torch.split(latents, batch_for(model.architecture.image_size)):
         yield to_uint8(model.decode(part.to(device))).cpu()
 
 
@@ -126,10 +121,17 @@ def latents_of(trained: Trained, split: str, limit: int, seed: int, console: Con
 
 
 def tracked(batches: Iterable[Item], total: int, text: str, console: Console | None) -> Iterator[Item]:
-    """The same batches, with a bar that counts their images where `console` is a terminal."""
-    if console is None or not console.is_terminal:
-        yield from batches
-        return
+    """The same batches, with a bar that counts their images where `console` is a terminal.
+
+    What a whole pass over images leaves behind goes back to the system before the next begins.
+    """
+    try:
+        yield from batches if console is None or not console.is_terminal else _with_bar(batches, total, text, console)
+    finally:
+        release_memory()
+
+
+def _with_bar(batches: Iterable[Item], total: int, text: str, console: Console) -> Iterator[Item]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=total)

@@ -6,7 +6,7 @@ held-out split ──> posteriors, pictures ──────────┘   
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import FitPrior
-from explore.encode import decoded, encoded, tracked
+from explore.encode import encoded, tracked
 from explore.figures.priors import draw
 from explore.figures.style import style
 from explore.latent.fitting import Aggregate, fit_mixture, least_images
-from explore.latent.parts import Part, pictures, training_and_held_out
+from explore.latent.parts import Part, training_and_held_out
 from explore.latent.priors import GAUSSIAN, MIXTURE, STANDARD, Priors, store_priors
 from explore.measures.distances import Projections, distance, project
 from explore.model import Trained, load_trained
 from explore.output import Output
+from explore.pictures import Faces, RealPictures, Watched
 from pipeline.errors import UserError
 from pipeline.machine import release_memory
 from train.mixture import Mixture
@@ -51,21 +52,6 @@ class Measured:
     """Standard deviation over the draws."""
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """So many pictures of one kind, in batches that begin again each time they are asked for."""
-
-    kind: str
-    count: int
-    make: Callable[[], Iterator[Tensor]]
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return self.make()
-
-
 def run(command: FitPrior, console: Console) -> list[Path]:
     """Fit, measure, store; `fit-prior.png` compares, its json and csv have the numbers.
 
@@ -83,7 +69,8 @@ def run(command: FitPrior, console: Console) -> list[Path]:
     else:
         with console.status("fitting the mixture"):
             fitted[MIXTURE] = fit_mixture(draws, command.components, command.seed)
-        release_memory()  # The steps of the fit leave several copies of all draws behind.
+    draws = draws[:MOST_PICTURES].copy()
+    release_memory()  # The steps of the fit leave several copies of all draws behind.
     priors = Priors({STANDARD: Mixture.standard(trained.model.latent), **fitted}, GAUSSIAN, {})
     _, held_draws = posteriors(trained, held_out, command.seed, console)
     count = min(MOST_PICTURES, len(fit), len(held_out))
@@ -168,21 +155,28 @@ def distances(
     """
     count = len(draws)
 
-    def real(part: Part) -> Pictures:
-        return Pictures("real", count, lambda: pictures(trained, part.first(count)))
+    def projections(pictures: RealPictures | Faces, text: str) -> Projections:
+        return project(Watched(pictures, count, text, console), seed=command.seed)
 
-    def faces(kind: str, latents: Tensor) -> Pictures:
-        return Pictures(kind, count, lambda: decoded(trained.model, latents, trained.device))
+    def real(part: Part) -> Projections:
+        return projections(RealPictures(trained, part.split, count, part.begin), f"images of {part.split}")
 
-    sets = [real(fit), faces("encoded", draws)]
-    for name in priors.names:
-        for number in range(DRAWS):
-            sets.append(faces(name, priors.sample(name, count, seed=command.seed, first=number * count)))
-    target: Projections = project(real(held_out), seed=command.seed)
-    found: dict[str, list[float]] = {}
-    for shown in tracked(sets, len(sets) * count, "comparing pictures", console):
-        found.setdefault(shown.kind, []).append(distance(project(shown, seed=command.seed), target).mean)
-    return {name: found[name] for name in priors.names}, found["real"][0], found["encoded"][0]
+    target = real(held_out)
+
+    def of_faces(latents: Tensor, text: str) -> float:
+        return distance(projections(Faces(trained, latents), text), target).mean
+
+    found = {
+        name: [
+            of_faces(
+                priors.sample(name, count, seed=command.seed, first=number * count),
+                f"new faces, {name} prior, {number + 1} of {DRAWS}",
+            )
+            for number in range(DRAWS)
+        ]
+        for name in priors.names
+    }
+    return found, distance(real(fit), target).mean, of_faces(draws, "training images, encoded and decoded")
 
 
 def best(measured: Mapping[str, Measured]) -> tuple[str, str]:

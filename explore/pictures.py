@@ -12,9 +12,8 @@ from torch import Tensor
 from explore.encode import decoded, encoded, tracked
 from explore.model import Trained
 from pipeline import StreamingLoader
+from train.evaluate import batch_for
 
-BATCH_SIZE = 16
-"""At a time: what a network holds of 64 images of 128 px is more than the rest of a command's memory."""
 HELD_BYTES = 12 << 20
 """A set of at most this size is kept in memory, and so decoded once."""
 
@@ -29,10 +28,9 @@ class RealPictures:
     first: int = 0
 
     def __iter__(self) -> Iterator[Tensor]:
-        size = min(BATCH_SIZE, self.count)
-        with StreamingLoader(
-            self.trained.require_shards(), split=self.split, batch_size=size, start=self.first, window=1, lanes=1
-        ) as loader:
+        shards = self.trained.require_shards()
+        size = min(batch_for(shards.image_size), self.count)
+        with StreamingLoader(shards, split=self.split, batch_size=size, start=self.first, window=1, lanes=1) as loader:
             for left in range(self.count, 0, -size):
                 yield next(loader).images[:left].contiguous().clone()
 
@@ -46,8 +44,8 @@ class Reconstructions:
     count: int
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in encoded(self.trained, self.split, self.count, batch_size=BATCH_SIZE):
-            yield from decoded(self.trained.model, batch.mean, self.trained.device, BATCH_SIZE)
+        for batch in encoded(self.trained, self.split, self.count):
+            yield from decoded(self.trained.model, batch.mean, self.trained.device)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Faces:
     latents: Tensor
 
     def __iter__(self) -> Iterator[Tensor]:
-        return decoded(self.trained.model, self.latents, self.trained.device, BATCH_SIZE)
+        return decoded(self.trained.model, self.latents, self.trained.device)
 
 
 @dataclass(frozen=True)

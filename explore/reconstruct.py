@@ -11,11 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import Reconstruct
-from explore.encode import batch_of, encoded, tracked
+from explore.encode import encoded, tracked
 from explore.figures.sheets import pairs_sheet
 from explore.model import Trained, load_trained
 from explore.output import Output
 from explore.photos import Photos, read_photos
+from train.evaluate import batch_for
 from train.grids import stack, to_uint8
 from train.similarity import psnr, ssim
 
@@ -71,7 +72,7 @@ def run(command: Reconstruct, console: Console) -> list[Path]:
 
 @torch.inference_mode()
 def _of_photos(trained: Trained, photos: Photos) -> Iterator[Pairs]:
-    size = batch_of(trained.model)
+    size = batch_for(trained.model.architecture.image_size)
     for number in range(0, len(photos), size):
         images = photos.images[number : number + size]
         mean, _ = trained.model.encode(images.to(trained.device).float() / 255)
@@ -80,7 +81,7 @@ def _of_photos(trained: Trained, photos: Photos) -> Iterator[Pairs]:
 
 @torch.inference_mode()
 def _of_split(trained: Trained, split: str, total: int) -> Iterator[Pairs]:
-    for batch in encoded(trained, split, total, keys=True, batch_size=min(batch_of(trained.model), total)):
+    for batch in encoded(trained, split, total, keys=True):
         assert batch.keys is not None, "they were asked for"
         yield Pairs(to_uint8(batch.images).cpu(), _answers(trained, batch.mean), batch.keys)
 

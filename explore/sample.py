@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import Sample
-from explore.encode import batch_of, decoded, tracked
+from explore.encode import decoded, tracked
 from explore.figures.sheets import enlarged, enlargement, pillow
 from explore.latent.neighbours import QUERIES, SHOWN, Queries, features, find, held_out_queries, measured
 from explore.latent.priors import Priors, load_priors
@@ -21,6 +21,7 @@ from explore.output import Output
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from train.checkpoint import weights_sha256
+from train.evaluate import batch_for
 from train.grids import stack, tile
 
 FACTS_FILE = "samples.json"
@@ -77,13 +78,13 @@ def _write_files(folder: Path, command: Sample, trained: Trained, priors: Priors
             "prior_sha256": weights_sha256(vars(priors.mixture(name))),
         },
     )
-    size, number = batch_of(trained.model), 0
+    size, number = batch_for(trained.model.architecture.image_size), 0
 
     def batches() -> Iterator[Tensor]:
         for first in range(0, command.count, size):
             count = min(size, command.count - first)
             latents = priors.sample(name, count, seed=command.seed, temperature=command.temperature, first=first)
-            yield from decoded(trained.model, latents, trained.device, size)
+            yield from decoded(trained.model, latents, trained.device)
 
     for faces in tracked(batches(), command.count, f"writing {folder}", console):
         for face in faces:

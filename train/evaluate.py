@@ -19,7 +19,7 @@ ACTIVE_VARIANCE = 0.01
 """A latent dimension is in use where its posterior means vary by more (Burda et al. 2016, arXiv 1509.00519)."""
 
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 """Images of 64 px at once."""
 
 
@@ -62,7 +62,7 @@ def stream_images(
         while left > 0:
             images = next(loader).to(device).images[:left]
             left -= len(images)
-            yield images.float() / 255
+            yield images.float().div_(255)
 
 
 @torch.inference_mode()

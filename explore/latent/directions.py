@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from explore.encode import Encoded, batch_of, encoded, tracked
+from explore.encode import Encoded, encoded, tracked
 from explore.latent.moments import Moments
 from explore.model import Trained
 from pipeline.errors import UserError
@@ -200,8 +200,7 @@ def held_out_split(trained: Trained) -> str:
 
 
 def _labelled(trained: Trained, split: str, count: int) -> Iterator[Encoded]:
-    """Small batches: nothing but sums is wanted of them, and figures and pictures need memory beside it."""
-    return encoded(trained, split, count, labels=True, batch_size=batch_of(trained.model) // 2)
+    return encoded(trained, split, count, labels=True)
 
 
 def _used(trained: Trained, images: int) -> int:

@@ -1,15 +1,10 @@
 """Which images to fit to, and which to measure on: never the same."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from explore.latent.directions import held_out_split
 from explore.model import Trained
 from pipeline.errors import UserError
-from train.evaluate import stream_images
 
 
 @dataclass(frozen=True)
@@ -40,13 +35,3 @@ def training_and_held_out(trained: Trained) -> tuple[Part, Part]:
         raise UserError("the shard set must have 2 images at least; got 1. Make a larger one.")
     cut = max(1, total * 9 // 10)
     return Part("train", 0, cut), Part("train", cut, total)
-
-
-def pictures(trained: Trained, part: Part) -> Iterator[Tensor]:
-    """Float images [B, 3, H, W] in [0, 1] of a part, on the CPU, not encoded."""
-    first, cpu = 0, torch.device("cpu")
-    for images in stream_images(trained.require_shards(), part.split, part.end, cpu):
-        skipped = min(len(images), max(0, part.begin - first))
-        first += len(images)
-        if skipped < len(images):
-            yield images[skipped:]

@@ -33,10 +33,10 @@ DIRECTIONS = 512
 """Four times 128 in the paper's own code."""
 SMALLEST = 16
 """Side of the pyramid's last level."""
-_RANGE, _BINS = 16.0, 2048
-"""Projections of normalised patches lie within +-16; a bin is 1/64 of a standard deviation of a channel."""
-_CHUNK = 8
-"""Images projected at once: the temporary arrays stay near 10 MiB."""
+_RANGE, _BINS = 16.0, 1024
+"""Projections of normalised patches lie within +-16; a bin is 1/32 of a standard deviation of a channel."""
+_CHUNK = 2
+"""Images projected at once: more are no faster, and their temporary arrays add up."""
 _SCALE = 1e3
 
 

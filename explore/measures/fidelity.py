@@ -8,7 +8,6 @@ from rich.console import Console
 
 from explore.encode import encoded, tracked
 from explore.model import Trained
-from explore.pictures import BATCH_SIZE
 from train.evaluate import bits_per_dimension
 from train.objectives import kl_divergence
 from train.similarity import detail, ms_ssim, psnr, ssim
@@ -28,7 +27,7 @@ def fidelity(trained: Trained, split: str, count: int, seeds: Sequence[int], con
     dimensions = 3 * architecture.image_size**2
     sums: dict[str, float] = defaultdict(float)
     distortions = dict.fromkeys(seeds, 0.0)
-    batches = encoded(trained, split, count, batch_size=BATCH_SIZE)
+    batches = encoded(trained, split, count)
     for batch in tracked(batches, count, f"reconstructing {split}", console):
         answers = trained.model.decode(batch.mean)
         found = {

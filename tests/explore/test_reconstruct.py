@@ -88,7 +88,7 @@ def test_the_picture_shows_the_first_and_the_numbers_are_of_all(
     with Image.open(model / "explore" / "reconstruct-val.png") as picture:
         whole = picture.size
     monkeypatch.setattr(reconstruct_module, "SHOWN_PIXELS", 3 * SIZE**2)
-    monkeypatch.setattr(reconstruct_module, "batch_of", lambda _: 2)
+    monkeypatch.setattr(reconstruct_module, "batch_for", lambda _: 2)
     assert main(command) == 0
     with Image.open(model / "explore" / "reconstruct-val.png") as picture:
         assert picture.height < whole[1] / 2
