@@ -26,7 +26,7 @@ from explore.latent.priors import GAUSSIAN, MIXTURE, STANDARD, Priors, store_pri
 from explore.measures.distances import Projections, distance, project
 from explore.model import Trained, load_trained
 from explore.output import Output
-from explore.pictures import Faces, RealPictures, Watched
+from explore.pictures import Faces, RealPictures, made_once
 from pipeline.errors import UserError
 from pipeline.machine import release_memory
 from train.mixture import Mixture
@@ -156,7 +156,8 @@ def distances(
     count = len(draws)
 
     def projections(pictures: RealPictures | Faces, text: str) -> Projections:
-        return project(Watched(pictures, count, text, console), seed=command.seed)
+        with made_once(pictures, count, text, console) as images:
+            return project(images, seed=command.seed)
 
     def real(part: Part) -> Projections:
         return projections(RealPictures(trained, part.split, count, part.begin), f"images of {part.split}")

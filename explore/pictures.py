@@ -3,9 +3,13 @@
 Each is uint8 [B, 3, H, W] on the CPU, batch by batch, the same every time.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -15,7 +19,7 @@ from pipeline import StreamingLoader
 from train.evaluate import batch_for
 
 HELD_BYTES = 12 << 20
-"""A set of at most this size is kept in memory, and so decoded once."""
+"""A set of at most this size is kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,35 @@ class Faces:
         return decoded(self.trained.model, self.latents, self.trained.device)
 
 
-@dataclass(frozen=True)
-class Watched:
-    """Pictures, with a bar on a terminal whenever they are read."""
+@contextlib.contextmanager
+def made_once(pictures: Iterable[Tensor], count: int, text: str, console: Console) -> Iterator[Iterable[Tensor]]:
+    """Pictures that are made once: whoever reads them again gets them from a temporary file, or memory if they are few.
 
-    pictures: Iterable[Tensor]
-    count: int
-    text: str
-    console: Console
+    On a terminal a bar counts the `count` pictures at each reading.
+    """
+    with tempfile.SpooledTemporaryFile(HELD_BYTES) as file:
+        yield _MadeOnce(pictures, count, text, console, file)
+
+
+class _MadeOnce:
+    def __init__(self, pictures: Iterable[Tensor], count: int, text: str, console: Console, file: IO[bytes]) -> None:
+        self._pictures, self._count, self._text, self._console, self._file = pictures, count, text, console, file
+        self._shapes: tuple[torch.Size, ...] | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
-        return tracked(self.pictures, self.count, self.text, self.console)
+        return tracked(self._make() if self._shapes is None else self._read(), self._count, self._text, self._console)
 
+    def _make(self) -> Iterator[Tensor]:
+        shapes = []
+        self._file.seek(0)
+        for images in self._pictures:
+            self._file.write(images.contiguous().numpy().tobytes())
+            shapes.append(images.shape)
+            yield images
+        self._shapes = tuple(shapes)
 
-def watched(pictures: Iterable[Tensor], count: int, image_bytes: int, text: str, console: Console) -> Watched:
-    """The same pictures with a bar, from memory after the first time where they are few."""
-    first = Watched(pictures, count, text, console)
-    return Watched(list(first), count, text, console) if count * image_bytes <= HELD_BYTES else first
+    def _read(self) -> Iterator[Tensor]:
+        assert self._shapes is not None, "they were read to their end once"
+        self._file.seek(0)
+        for shape in self._shapes:
+            yield torch.frombuffer(bytearray(self._file.read(shape.numel())), dtype=torch.uint8).view(shape)

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from explore.commands import LEAST_SCORED, Score
+from explore.encode import tracked
 from explore.latent.priors import load_priors
 from explore.measures.distances import Projections, distance, project
 from explore.measures.features import INCEPTION, Extractor, Features, Pyramid
@@ -27,9 +28,8 @@ from explore.measures.manifold import compare
 from explore.measures.table import NO_NETWORK, origin_of, print_report, rows_of, summary
 from explore.model import Trained, load_trained
 from explore.output import Output
-from explore.pictures import Faces, RealPictures, Reconstructions, Watched, watched
+from explore.pictures import Faces, RealPictures, Reconstructions, made_once
 from pipeline.errors import UserError
-from pipeline.machine import release_memory
 from train.similarity import detail
 
 if TYPE_CHECKING:
@@ -72,10 +72,8 @@ def run(command: Score, console: Console) -> list[Path]:
     count = _count(trained, command)
     features = _features(trained, command, console)
     seeds = range(command.seed, command.seed + command.seeds)
-    release_memory()
     truth = fidelity(trained, command.split, count, seeds, console)
-    release_memory()
-    reference = Reference.of(trained, RealPictures(trained, command.split, count), features, command.seed, console)
+    reference = Reference.of(RealPictures(trained, command.split, count), features, command.seed, console)
     sets = {"real": _floor(trained, command, count, reference)}
     sets["reconstructions"] = Scored(f"the {command.split} images' own, from posterior means", count)
     sets["reconstructions"].add(
@@ -122,7 +120,7 @@ def _features(trained: Trained, command: Score, console: Console) -> Features:
         size = trained.model.architecture.image_size
         return Extractor.load(command.features, command.features_name, command.features_size, size, trained.device)
     count = min(FITTED_IMAGES, trained.count("train"))
-    return Pyramid.fit(Watched(RealPictures(trained, "train", count), count, "fitting features", console))
+    return Pyramid.fit(tracked(RealPictures(trained, "train", count), count, "fitting features", console))
 
 
 def _floor(trained: Trained, command: Score, count: int, reference: "Reference") -> Scored:
@@ -153,7 +151,6 @@ class Reference:
     features: Features
     seed: int
     console: Console
-    image_bytes: int
     projections: Projections
     kept: Tensor
     """float32 [N, F]"""
@@ -162,26 +159,22 @@ class Reference:
     """Where there is a network."""
 
     @classmethod
-    def of(
-        cls, trained: Trained, pictures: RealPictures, features: Features, seed: int, console: Console
-    ) -> "Reference":
+    def of(cls, pictures: RealPictures, features: Features, seed: int, console: Console) -> "Reference":
         """Measure the reference itself."""
         distances = None
         if isinstance(features, Extractor):
             from explore.measures.frechet import FeatureDistances
 
             distances = FeatureDistances(features.dimensions)
-        image_bytes = 3 * trained.model.architecture.image_size**2
-        images = watched(pictures, pictures.count, image_bytes, f"reference: {pictures.split} images", console)
-        kept, sharp = _read(images, features, distances, real=True)
-        return cls(features, seed, console, image_bytes, project(images, seed=seed), kept, sharp, distances)
+        with made_once(pictures, pictures.count, f"reference: {pictures.split} images", console) as images:
+            kept, sharp = _read(images, features, distances, real=True)
+            return cls(features, seed, console, project(images, seed=seed), kept, sharp, distances)
 
     def compare(self, pictures: Iterable[Tensor], count: int, text: str) -> dict[str, float]:
         """The figures of `count` pictures, by name."""
-        release_memory()
-        images = watched(pictures, count, self.image_bytes, text, self.console)
-        kept, sharp = _read(images, self.features, self.distances, real=False)
-        wasserstein = distance(self.projections, project(images, seed=self.seed))
+        with made_once(pictures, count, text, self.console) as images:
+            kept, sharp = _read(images, self.features, self.distances, real=False)
+            wasserstein = distance(self.projections, project(images, seed=self.seed))
         found = {"swd": wasserstein.mean}
         found |= {f"swd_{side}px": value for side, value in wasserstein.levels.items()}
         found["sharpness"] = sharp / self.detail if self.detail else 1.0

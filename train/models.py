@@ -124,7 +124,7 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
             with contextlib.suppress(CheckpointError):
                 weights = weights_sha256(model.state_dict())
                 model.fitted = parse_priors(found.extras[PRIORS_FILE], weights, PRIORS_FILE).best
-        model.facts = {key: value for key, value in found.facts.items() if key not in ("architecture", "files")}
+        model.facts = found.facts
         return model.eval()
 
     @classmethod

@@ -1,7 +1,7 @@
 """A finished model as a folder, which is what a person keeps, copies and publishes.
 
     final/
-      config.json          architecture, figures, and the sha256 of the tensors' files; written last
+      config.json          format, architecture, figures, and the sha256 of the tensors' files; written last
       model.safetensors    the averaged weights
       prior.safetensors    mean and covariance of the aggregate posterior
       priors.safetensors   where `explore fit-prior` ran: what it fitted, of these weights
@@ -38,6 +38,8 @@ from train.snapshot import Tensors
 if TYPE_CHECKING:
     from train.models import FaceVAE
 
+FORMAT = 2
+"""Raised where the same files would give another function, as when what an architecture's name stands for changes."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PRIOR_FILE = "prior.safetensors"
@@ -61,7 +63,7 @@ class Pretrained:
     prior: Gaussian
     """The aggregate posterior's mean and covariance."""
     facts: dict[str, Any]
-    """config.json: position, figures, the fingerprint of the data, and what makes up the folder itself."""
+    """The rest of config.json: position, figures, the fingerprint of the data."""
     extras: dict[str, bytes]
     """Contents of `EXTRA_FILES`, by name."""
 
@@ -109,7 +111,7 @@ def write_files(
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in tensors}
-    write_json(folder / CONFIG_FILE, {**facts, "architecture": model.describe(), "files": files})
+    write_json(folder / CONFIG_FILE, {**facts, "format": FORMAT, "architecture": model.describe(), "files": files})
 
 
 def load_pretrained(name_or_path: str | Path, device: torch.device) -> tuple["FaceVAE", Gaussian, dict[str, Any]]:
@@ -153,11 +155,17 @@ def _read(folder: Path) -> Pretrained:
             f"{folder} must hold a finished model; got no {CONFIG_FILE}. Train one, or name another folder."
         )
     try:
-        facts = json.loads(path.read_bytes())
-        architecture = architecture_of(facts["architecture"])
+        facts = dict(json.loads(path.read_bytes()))
+        described, files, version = facts.pop("architecture"), facts.pop("files"), facts.pop("format", 1)
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{folder} must be a model of format {FORMAT}; got {version}. "
+                "Load it with the version of leanstream that saved it, or train it again."
+            )
+        architecture = architecture_of(described)
         parts = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, PRIOR_FILE)}
         for name, data in parts.items():
-            if hashlib.sha256(data).hexdigest() != facts["files"][name]:
+            if hashlib.sha256(data).hexdigest() != files[name]:
                 raise CheckpointError(f"{folder / name} must be as {CONFIG_FILE} says; got other bytes. Copy it again.")
         weights, prior = load(parts[WEIGHTS_FILE]), load(parts[PRIOR_FILE])
         gaussian = Gaussian(prior["mean"], prior["covariance"])

@@ -61,7 +61,7 @@ def draw_plane(
     made.colorbar(image, cax=made.add_axes((0.63, 0.2, 0.009, 0.58)), label="images a cell")
     for axes in (left, middle):
         axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", aspect="equal", xlim=grid.x[[0, -1]], ylim=grid.y[[0, -1]])
-    _surface(made.add_axes((0.67, 0.02, 0.31, 0.9), projection="3d"), grid)
+    _surface(made.add_axes((0.67, 0.0, 0.31, 0.88), projection="3d"), grid)
     return made
 
 

@@ -35,7 +35,7 @@ SMALLEST = 16
 """Side of the pyramid's last level."""
 _RANGE, _BINS = 16.0, 1024
 """Projections of normalised patches lie within +-16; a bin is 1/32 of a standard deviation of a channel."""
-_CHUNK = 2
+_CHUNK = 4
 """Images projected at once: more are no faster, and their temporary arrays add up."""
 _SCALE = 1e3
 

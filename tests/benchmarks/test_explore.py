@@ -26,22 +26,13 @@ def test_there_are_no_arguments_for_commands_that_are_gone():
     assert set(ARGUMENTS) | WITHOUT <= set(COMMANDS)
 
 
-def test_libraries_are_those_that_files_name_and_the_process_loaded():
-    loaded = {
-        "torch",
-        "torch.nn",
-        "numpy",
-        "openTSNE",
-        "matplotlib",
-        "scipy",
-        "json",
-        "explore.latent.tsne",
-        "explore.latents",
-    }
-    found = libraries("latents", loaded)
-    assert {"torch", "numpy", "openTSNE"} <= set(found)
-    assert not {"json", "explore.latent.tsne", "scipy"} & set(found)
-    assert "openTSNE" not in libraries("reconstruct", loaded)
+def test_libraries_are_what_loaded_files_of_ours_import_from_loaded_modules():
+    loaded = {"torch", "numpy", "openTSNE", "matplotlib", "scipy", "json", "explore.latent.tsne", "train.models"}
+    found = {*libraries(loaded), *libraries({*loaded, "huggingface_hub"})}
+    assert {"torch", "torch:Tensor", "numpy", "openTSNE", "huggingface_hub:ModelHubMixin"} <= found
+    assert not any(name.startswith(("json", "explore", "scipy", "matplotlib")) for name in found)
+    assert "openTSNE" not in libraries(loaded - {"explore.latent.tsne"})
+    assert "huggingface_hub:ModelHubMixin" not in libraries(loaded)
 
 
 def test_a_row_over_the_limit_stands_out():

@@ -1,4 +1,5 @@
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 import train.checkpoint
 import train.pretrained
 from pipeline.errors import CheckpointError, UserError
+from pipeline.files import write_json
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.architectures import Architecture
 from train.evaluate import Gaussian
 from train.models import FaceVAE
-from train.pretrained import load_pretrained, save_pretrained
+from train.pretrained import FORMAT, load_pretrained, save_pretrained
 
 PRIOR = Gaussian(torch.arange(4.0, dtype=torch.float64), torch.eye(4, dtype=torch.float64) / 3)
 
@@ -52,6 +54,18 @@ def test_a_damaged_model_is_an_error(tmp_path: Path, name: str) -> None:
     save(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
     with pytest.raises(CheckpointError, match=r"(must be a whole model|as config\.json says).*Copy it again"):
+        load_pretrained(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("version", [None, FORMAT + 1])
+def test_a_model_of_another_format_is_refused_as_it_would_be_another_function(
+    tmp_path: Path, version: int | None
+) -> None:
+    save(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["format"]
+    write_json(tmp_path / "config.json", saved if version is None else {**saved, "format": version})
+    with pytest.raises(CheckpointError, match=f"must be a model of format {FORMAT}; got {version or 1}"):
         load_pretrained(tmp_path, CPU)
 
 
