@@ -20,7 +20,7 @@ MANIFOLD_K = 3
 """For precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 DENSITY_K = 5
 """For density and coverage (Naeem et al. 2020, arXiv 2002.09797)."""
-_ROWS = 256
+_ROWS = 64
 """Rows of the matrix of distances in memory."""
 
 
@@ -65,11 +65,12 @@ def compare(real: Tensor, new: Tensor, *, manifold_k: int = MANIFOLD_K, density_
 
 def radii(points: Tensor, neighbours: tuple[int, ...]) -> Tensor:
     """Distances [N, len(neighbours)] from each of `points` [N, F] to its k-th nearest of the others."""
-    found = []
+    # Written into one tensor: small ones kept between the large ones would keep the heap from shrinking.
+    found = torch.empty(len(points), len(neighbours))
     for start in range(0, len(points), _ROWS):
         rows = points[start : start + _ROWS]
         distances = torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist")
         distances[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = torch.inf
         nearest = distances.topk(max(neighbours), largest=False).values
-        found.append(nearest[:, [k - 1 for k in neighbours]])
-    return torch.cat(found)
+        found[start : start + _ROWS] = nearest[:, [k - 1 for k in neighbours]]
+    return found

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from explore.measures import distances
 from explore.measures.distances import distance, laplacian_pyramid, project, sliced_wasserstein
@@ -58,13 +58,27 @@ def test_sides_are_halved_down_to_16_pixels() -> None:
     assert shapes == {96: [96, 48, 24], 16: [16]}
 
 
-def test_the_pyramid_holds_all_of_a_picture() -> None:
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def blurred(images: Tensor) -> Tensor:
+    """By 1 4 6 4 1 in both directions, as a convolution."""
+    weights = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    kernel = torch.outer(weights, weights).expand(3, 1, 5, 5)
+    return conv2d(pad(images, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+
+
+def doubled(smaller: Tensor, like: Tensor) -> Tensor:
+    """Back in the size of `like`: every second pixel, blurred over the others."""
+    larger = torch.zeros_like(like)
+    larger[:, :, ::2, ::2] = smaller
+    return 4 * blurred(larger)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 33)])
+def test_a_level_is_what_halving_loses_and_all_levels_hold_the_whole_picture(height: int, width: int) -> None:
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     *finer, whole = laplacian_pyramid(images)
+    torch.testing.assert_close(finer[0], images - doubled(blurred(images)[:, :, ::2, ::2], images))
     for level in reversed(finer):
-        larger = torch.zeros_like(level)
-        larger[:, :, ::2, ::2] = whole
-        whole = level + 4 * distances._blurred(larger)
+        whole = level + doubled(whole, level)
     torch.testing.assert_close(whole, images)
 
 
@@ -77,11 +91,11 @@ def test_detail_of_a_flat_picture_is_none() -> None:
 def test_the_distance_grows_with_blur_and_blur_shows_at_the_finest_level() -> None:
     images = noise_images(64, 64)
 
-    def blurred(factor: int) -> Tensor:
+    def coarse(factor: int) -> Tensor:
         return interpolate(avg_pool2d(images.float() / 255, factor), scale_factor=factor, mode="bilinear")
 
     floor = sliced_wasserstein(images, noise_images(64, 64, seed=1))
-    slight, strong = (sliced_wasserstein(images, blurred(factor)) for factor in (2, 4))
+    slight, strong = (sliced_wasserstein(images, coarse(factor)) for factor in (2, 4))
     assert floor.mean < slight.mean < strong.mean
     assert slight.levels[64] > 3 * floor.levels[64]
     assert slight.levels[64] > slight.levels[16]
