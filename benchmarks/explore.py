@@ -41,9 +41,10 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {
     "sample": ("--count={images}", "--files={folder}/faces"),
     "latents": ("--split=all", "--count={images}"),
     "attributes": ("--images={images}",),
-    "score": ("--split=train",),
+    "score": ("--split=train", "--seeds=1"),
 }
-"""What makes a command look at many images; others look at as many by themselves, or at few."""
+"""What makes a command look at many images; others look at as many by themselves, or at few. A second seed of a score
+would take as much time again, and no more memory."""
 OURS = ("pipeline", "shard_tool", "train", "explore")
 
 EXPLORE = """
