@@ -14,10 +14,10 @@ TOML = """
 widths = [32, 64, 128]
 latent = 64
 [optim]
-learning_rate = 2e-3
+learning_rate = 1e-3
 [train]
 batch_size = 32
-total_images = 36000
+total_images = 60000
 prior_images = 512
 threads = 1
 """
