@@ -15,6 +15,7 @@ from pipeline.counter import draw_words
 from pipeline.noise import normal
 from train.gaussian import Gaussian
 
+_DRAWN_AT_ONCE = 512
 _JITTER = 1e-6
 """Added to variances, so that a dimension in which nothing varies has a Cholesky factor too."""
 
@@ -64,13 +65,15 @@ class Mixture:
 
         `temperature` scales the spread within a component: 0 gives its mean.
         """
-        noise = temperature * normal(numbers, self.latent, seed=seed, stream="new faces").double()
-        chosen = self.choose(numbers, seed)
-        latents = self.means[chosen]
-        for component in sorted(set(chosen.tolist())):
-            mine = chosen == component
-            latents[mine] += noise[mine] @ self.factors[component].T
-        return latents.float()
+        latents = torch.empty(len(numbers), self.latent)
+        # A part at a time: random words and noise take many times the memory of what comes of them.
+        for part, drawn in zip(numbers.split(_DRAWN_AT_ONCE), latents.split(_DRAWN_AT_ONCE), strict=True):
+            noise = temperature * normal(part, self.latent, seed=seed, stream="new faces").double()
+            chosen = self.choose(part, seed)
+            for component in sorted(set(chosen.tolist())):
+                mine = chosen == component
+                drawn[mine] = (self.means[component] + noise[mine] @ self.factors[component].T).float()
+        return latents
 
     def log_density(self, latents: Tensor) -> Tensor:
         """Natural logarithm of the density at `latents` [B, Z], float64 [B]."""
