@@ -167,13 +167,13 @@ class Reference:
 
             distances = FeatureDistances(features.dimensions)
         with made_once(pictures, pictures.count, f"reference: {pictures.split} images", console) as images:
-            kept, sharp = _read(images, features, distances, real=True)
+            kept, sharp = _read(images, pictures.count, features, distances, real=True)
             return cls(features, seed, console, project(images, seed=seed), kept, sharp, distances)
 
     def compare(self, pictures: Iterable[Tensor], count: int, text: str) -> dict[str, float]:
         """The figures of `count` pictures, by name."""
         with made_once(pictures, count, text, self.console) as images:
-            kept, sharp = _read(images, self.features, self.distances, real=False)
+            kept, sharp = _read(images, count, self.features, self.distances, real=False)
             wasserstein = distance(self.projections, project(images, seed=self.seed))
         found = {"swd": wasserstein.mean}
         found |= {f"swd_{side}px": value for side, value in wasserstein.levels.items()}
@@ -193,18 +193,19 @@ def _named(distances: Mapping[str, float], name: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def _read(
-    pictures: Iterable[Tensor], features: Features, distances: "FeatureDistances | None", *, real: bool
+    pictures: Iterable[Tensor], count: int, features: Features, distances: "FeatureDistances | None", *, real: bool
 ) -> tuple[Tensor, float]:
-    """The features that are kept [N, F], and the mean detail of all pictures; all features go to `distances`."""
-    kept: list[Tensor] = []
-    total, count, left = 0.0, 0, _kept(features)
+    """The features that are kept [N, F], and the mean detail of `count` pictures; all features go to `distances`."""
+    # One tensor: small ones kept between large temporary ones would keep the heap from shrinking.
+    kept = torch.empty(min(count, _kept(features)), features.dimensions)
+    total, first = 0.0, 0
     for images in pictures:
         found = features(images)
         if distances is not None:
             distances.update(found, real=real)
-        if left > 0:
-            kept.append(found[:left])
-            left -= len(kept[-1])
+        place = kept[first : first + len(found)]
+        place.copy_(found[: len(place)])
+        first += len(found)
         total += float(detail(images.float() / 255).double().sum())
-        count += len(images)
-    return torch.cat(kept), total / count
+    assert first == count, "the caller has counted"
+    return kept, total / count
