@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Another torch, e.g. make .venv TORCH='torch==2.11.0'; the default is the one in constraints.txt.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test check lint types format memory clean .venv
+.PHONY: help demo test check lint types format memory gpu clean .venv
 
 help:
 	@echo 'make demo    draw faces, make shards, train for about three minutes, survive a kill -9'
@@ -13,6 +13,7 @@ help:
 	@echo 'make check   lint, types and tests: what CI runs'
 	@echo 'make format  put the code into shape'
 	@echo 'make memory  measure peak memory on 10,000 and on 100,000 images'
+	@echo 'make gpu     measure training on this GPU, at most seven minutes; GPU_SHARDS=FOLDER: on photos of 64 px'
 	@echo 'make .venv   only install; TORCH="torch==2.11.0" chooses another torch'
 
 .venv: $(VENV)/ready
@@ -48,6 +49,9 @@ format: .venv
 
 memory: .venv
 	$(BIN)/python benchmarks/memory.py
+
+gpu: .venv
+	$(BIN)/python benchmarks/gpu.py $(if $(GPU_SHARDS),--shards '$(GPU_SHARDS)')
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,9 +11,7 @@ torch, over the peak that the vendor states for the precision.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
+from benchmarks.train_step import run_trainer  # noqa: E402
+from pipeline.errors import LeanstreamError, report_error  # noqa: E402
 from pipeline.machine import parse_bytes, show_bytes  # noqa: E402
 from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
 from train.models import FaceVAE  # noqa: E402
+from train.runfolder import RunFolder  # noqa: E402
 
 PEAK_TFLOPS = {"T4": 65, "V100": 125, "A10": 125, "L4": 121, "A100": 312, "H100": 989, "H200": 989}
 """Dense 16-bit matrix products by tensor cores, 10^12 operations a second, as NVIDIA's data sheets state them."""
@@ -49,8 +49,6 @@ class Result:
     planned_bytes: int
     peak_bytes: int
     images_per_s: float
-    mfu: float | None
-    """Model FLOPs utilisation, where the GPU's peak is known and the precision has 16 bits."""
 
     @property
     def kept(self) -> bool:
@@ -80,17 +78,21 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     """The whole benchmark."""
     shards = options.shards or drawn_faces(options.work, options.size)
+    arguments = {"data.shards": shards, "model.kind": options.kind, "train.batch_size": options.batch}
+    updates = options.updates or (40 if torch.cuda.is_available() else 2)
     found = [
-        train_within(options, shards, precision, budget)
+        train_within(options.work, precision, budget, updates, arguments)
         for precision in options.precisions
         for budget in options.budgets
     ]
+    # Only now: asking for a GPU's name takes some of its memory.
+    mfus = [utilisation(options.kind, image_size(shards), one) for one in found]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     kind = f"{options.kind}, batch {options.batch}, on {device}, torch {torch.__version__}"
     table = Table(
         "precision", "budget", "micro-batch", "planned", "peak", "peak/planned", "images/s", "MFU", title=kind
     )
-    for one in found:
+    for one, mfu in zip(found, mfus, strict=True):
         table.add_row(
             one.precision,
             one.budget,
@@ -99,11 +101,12 @@ def run(options: argparse.Namespace) -> int:
             f"{show_bytes(one.peak_bytes)}{'' if one.kept else ', too much'}",
             f"{one.peak_bytes / one.planned_bytes:.2f}",
             f"{one.images_per_s:,.1f}",
-            "" if one.mfu is None else f"{one.mfu:.1%}",
+            "" if mfu is None else f"{mfu:.1%}",
         )
     Console().print(table)
     if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
+        figures = [{**asdict(one), "mfu": mfu} for one, mfu in zip(found, mfus, strict=True)]
+        options.json.write_text(json.dumps(figures, indent=1))
     return 0 if all(one.kept for one in found) else 1
 
 
@@ -116,31 +119,28 @@ def drawn_faces(work: Path, size: int) -> Path:
     return shards
 
 
-def train_within(options: argparse.Namespace, shards: Path, precision: str, budget: str) -> Result:
-    """Train for a few updates in a process of its own, within the budget."""
+def train_within(
+    work: Path,
+    precision: str,
+    budget: str,
+    updates: int,
+    arguments: dict[str, Any],
+    timeout_s: float | None = None,
+) -> Result:
+    """Train for a few updates in a process of its own, within the budget; more arguments by dotted names."""
     on_gpu = torch.cuda.is_available()
-    updates = options.updates or (40 if on_gpu else 2)
-    folder = options.work / f"{options.kind}-{precision}-{budget}"
-    arguments: dict[str, Any] = {
-        "data.shards": shards,
-        "run.dir": folder,
-        "model.kind": options.kind,
+    folder = RunFolder(work / f"{arguments['model.kind']}-{precision}-{budget}")
+    within = {
+        **arguments,
         "budget.gpu" if on_gpu else "budget.ram": budget,
-        "train.batch_size": options.batch,
-        "train.total_images": updates * options.batch,
+        "train.total_images": updates * arguments["train.batch_size"],
         "train.mixed_precision": precision,
         "train.log_every_updates": 1,
         "train.prior_images": 64,
+        "run.fresh": True,
     }
-    command = [sys.executable, str(ROOT / "train" / "run.py"), "--run.fresh"]
-    for name, value in arguments.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"a run within {budget} must succeed; got '{done.stderr.strip()}'. Raise --budgets.")
-    summary = json.loads((folder / "summary.json").read_bytes())
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    run_trainer(folder, within, timeout_s=timeout_s)
+    summary, metrics = json.loads(folder.summary_file.read_bytes()), folder.read_metrics()
     # The first half warms up: caches, clocks, the choice of kernels.
     speed = statistics.median(line["images_per_s"] for line in metrics[len(metrics) // 2 :] if "images_per_s" in line)
     return Result(
@@ -151,7 +151,6 @@ def train_within(options: argparse.Namespace, shards: Path, precision: str, budg
         summary["planned_bytes"],
         summary["peak_gpu_bytes" if on_gpu else "peak_pss_bytes"],
         speed,
-        utilisation(options.kind, image_size(shards), speed) if on_gpu and precision != "no" else None,
     )
 
 
@@ -160,8 +159,10 @@ def image_size(shards: Path) -> int:
     return int(json.loads((shards / "shardset.json").read_bytes())["image_size"])
 
 
-def utilisation(kind: str, size: int, images_per_s: float) -> float | None:
-    """Operations a second of the model over the GPU's peak; None for a GPU that is not in the list."""
+def utilisation(kind: str, size: int, result: Result) -> float | None:
+    """Operations a second of the model over the GPU's peak; None where that is not known, or not of 16 bits."""
+    if not torch.cuda.is_available() or result.precision == "no":
+        return None
     name = torch.cuda.get_device_name()
     peak = next((peak for gpu, peak in PEAK_TFLOPS.items() if gpu in name.replace("-", " ").split()), None)
     if peak is None:
@@ -170,7 +171,7 @@ def utilisation(kind: str, size: int, images_per_s: float) -> float | None:
     images, noise = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, model.latent, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images, noise)
-    return 3 * counter.get_total_flops() * images_per_s / (peak * 1e12)
+    return 3 * counter.get_total_flops() * result.images_per_s / (peak * 1e12)
 
 
 if __name__ == "__main__":

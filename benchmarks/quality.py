@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +189,7 @@ def examine(name: str, settings: str, folder: Path, shards: ShardSet) -> Result:
     found = score(model, shards, HELD_OUT, device, Likelihood("gaussian", facts["sigma"] ** 2))
     prior = aggregate_posterior(model, shards, "train", shards.split("train").total, device)
     photos = torch.cat([images.cpu() for images in stream_images(shards, HELD_OUT, None, device)])
-    noise = normal(torch.arange(len(photos)), model.latent, seed=0, stream="benchmark")
+    noise = torch.from_numpy(normal(np.arange(len(photos)), model.latent, seed=0, stream="benchmark"))
     with torch.inference_mode():
         answers = torch.cat([model.decode(model.encode(part.to(device))[0]).cpu() for part in photos.split(64)])
         samples = torch.cat([model.decode(prior.sample(part).to(device)).cpu() for part in noise.split(64)])

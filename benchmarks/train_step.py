@@ -5,7 +5,8 @@
 
     ours    train/run.py as it is: loader, decoding, crc32, noise by position, votes, average of the weights, metrics,
             display, and a save at the end of each round
-    bare    the same model, objective, precision and optimizer on one batch of ready float tensors, noise by randn
+    bare    the same model, objective, precision and optimizer on one batch of ready float tensors, noise by torch's
+            generator, no average of the weights, no loss scaling; on a GPU all of it in one CUDA graph
     tuned   the bare loop once more, keeping freed pages on a CPU as the trainer does (pipeline.machine.keep_memory)
 
 All have the same cores. They take turns, each in a process that does nothing else, so that a machine that slows down
@@ -19,30 +20,31 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
+from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import keep_memory, usable_cores  # noqa: E402
 from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
 from train.config import LossConfig, OptimConfig  # noqa: E402
+from train.device import DTYPES, best_device, device_name, layout, precision_of  # noqa: E402
 from train.models import FaceVAE  # noqa: E402
-from train.objectives import Likelihood, RunningError, objective  # noqa: E402
-from train.process import resolve_precision  # noqa: E402
+from train.objectives import Likelihood, RunningError, factors_of, objective  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
-from train.state import TrainState  # noqa: E402
 
 FACES = 2_048
 """Drawn faces: enough that the loader meets the ends of epochs."""
 WARM_UP = 2
 """Lines of metrics, and as many times --log-every updates of the bare loop, that are not counted."""
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,11 @@ def run(options: argparse.Namespace) -> int:
         statistics.median(values) for values in zip(*((one.ours, one.bare, one.tuned) for one in rounds), strict=True)
     )
     wait = statistics.median(one.data_wait_share for one in rounds)
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{options.threads} threads"
+    device = best_device()
+    where = device_name(device) if device.type == "cuda" else f"{options.threads} threads"
+    precision = precision_of(options.precision, device)
     print(
-        f"{options.kind}, {options.size} px, batch {options.batch}, {resolve_precision(options.precision)}, {where}: "
+        f"{options.kind}, {options.size} px, batch {options.batch}, {precision}, {where}: "
         f"ours {ours:,.1f}, bare {bare:,.1f} images/s, ratio {ours / bare:.3f}; "
         f"tuned {tuned:,.1f}, ratio {ours / tuned:.3f}; data wait {wait:.2%}"
     )
@@ -128,26 +132,51 @@ def drawn_faces(work: Path, size: int) -> Path:
 def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number: int) -> tuple[float, float]:
     """One turn of train/run.py: images a second, and the share of time in which it waited for data."""
     images = (WARM_UP + options.lines) * options.log_every * options.batch
-    command = [
-        sys.executable, str(ROOT / "train" / "run.py"), "--data.shards", str(shards), "--run.dir", str(folder.path),
-        "--model.kind", options.kind, "--train.mixed-precision", options.precision,
-        "--train.batch-size", str(options.batch), "--train.micro-batch", str(options.batch),
-        "--train.threads", str(options.threads), "--train.log-every-updates", str(options.log_every),
-        "--train.prior-images", "64",
-        "--train.total-images", str((number + 1) * images), "--optim.schedule", "constant",
-    ]  # fmt: skip
-    if number == 0:
-        command.append("--run.fresh")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the trainer must succeed; got '{done.stderr.strip()}'. Run it alone: {' '.join(command)}")
+    arguments: dict[str, Any] = {
+        "data.shards": shards,
+        "model.kind": options.kind,
+        "train.mixed_precision": options.precision,
+        "train.batch_size": options.batch,
+        "train.micro_batch": options.batch,
+        "train.threads": options.threads,
+        "train.log_every_updates": options.log_every,
+        "train.prior_images": 64,
+        "train.total_images": (number + 1) * images,
+        "optim.schedule": "constant",
+    }
+    run_trainer(folder, {**arguments, "run.fresh": True} if number == 0 else arguments)
     lines = [line for line in folder.read_metrics() if "images_per_s" in line and line["position"] > number * images]
     counted = lines[WARM_UP:]
     return (
         statistics.median(line["images_per_s"] for line in counted),
         statistics.fmean(line["data_wait_share"] for line in counted),
     )
+
+
+def trainer_command(folder: RunFolder, arguments: dict[str, Any]) -> list[str]:
+    """The command line of train/run.py; `arguments` by dotted names: True is a switch, a tuple is several words."""
+    command = [sys.executable, str(ROOT / "train" / "run.py"), "--run.dir", str(folder.path)]
+    for name, value in arguments.items():
+        words = value if isinstance(value, tuple) else () if value is True else (value,)
+        command += [f"--{name.replace('_', '-')}", *map(str, words)]
+    return command
+
+
+def run_trainer(
+    folder: RunFolder, arguments: dict[str, Any], *, may_be_cut: bool = False, timeout_s: float | None = None
+) -> None:
+    """Run train/run.py to its end, in a process of its own; `may_be_cut` by run.max_minutes.
+
+    Raises `UserError` where it fails, or has not ended after `timeout_s`.
+    """
+    command, environment = trainer_command(folder, arguments), {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"a run must end in time; got none after {timeout_s:.0f} s: {' '.join(command)}") from None
+    if done.returncode not in (EXIT_DONE, *([EXIT_RUN_AGAIN] if may_be_cut else [])):
+        told = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        raise UserError(f"the trainer must succeed; got '{told}'. Run it alone: {' '.join(command)}")
 
 
 def bare_in_a_process(options: argparse.Namespace, *more: str) -> float:
@@ -166,31 +195,63 @@ def bare_loop(options: argparse.Namespace) -> float:
     torch.set_num_threads(options.threads)
     if options.tuned:
         keep_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(options.precision)
-    model = FaceVAE(Architecture.of(options.kind, options.size, None, None, None))
-    # The trainer's own optimizer, so that both take the same steps.
-    state = TrainState.create(model, OptimConfig(), device, options.batch)
-    for group in state.optimizer.param_groups:
-        group["lr"] = 1e-4
-    images = torch.rand(options.batch, 3, options.size, options.size, device=device)
-    images = images.to(memory_format=torch.channels_last)
-    config = LossConfig()
-    likelihood = Likelihood.of(config, RunningError())
+    device = best_device()
+    architecture = Architecture.of(options.kind, options.size, None, None, None)
+    step = bare_step(architecture, options.batch, precision_of(options.precision, device), device)
     speeds = []
     for _ in range(WARM_UP + options.lines):
         began = time.perf_counter()
         for _ in range(options.log_every):
-            noise = torch.randn(options.batch, model.latent, device=device)
-            with torch.autocast(device.type, DTYPES.get(precision), enabled=precision != "no"):
-                output = state.model(images, noise)
-            loss = objective(config, output, images, likelihood).loss.mean()
-            loss.backward()
-            state.optimizer.step()
-            state.optimizer.zero_grad()
-        float(loss.detach())
+            loss = step()
+        float(loss)
         speeds.append(options.log_every * options.batch / (time.perf_counter() - began))
     return statistics.median(speeds[WARM_UP:])
+
+
+def bare_step(
+    architecture: Architecture,
+    batch: int,
+    precision: str,
+    device: torch.device,
+    memory_format: torch.memory_format | None = None,
+) -> Callable[[], Tensor]:
+    """One update of the bare loop, to be called again and again; gives its loss. On a GPU it is one CUDA graph."""
+    memory_format = memory_format or layout(device)
+    model = FaceVAE(architecture).to(device=device, memory_format=memory_format)
+    model.compute_dtype = DTYPES[precision]
+    optim, loss_config = OptimConfig(), LossConfig()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=optim.betas, eps=optim.eps, fused=True, capturable=device.type == "cuda"
+    )
+    images = torch.rand(batch, 3, architecture.image_size, architecture.image_size, device=device)
+    images = images.to(memory_format=memory_format)
+    noise = torch.empty(batch, model.latent, device=device)
+    factors = factors_of(loss_config, Likelihood.of(loss_config, RunningError()), images[0].numel())
+
+    def step() -> Tensor:
+        loss = objective(loss_config, model(images, noise.normal_()), images, factors).loss.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    if device.type != "cuda":
+        return step
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay(_: object = step) -> Tensor:  # The graph itself keeps neither weights nor moments.
+        graph.replay()
+        return loss
+
+    return replay
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Encoded:
 
     def sample(self, seed: int) -> Tensor:
         """A draw of each posterior, float32 [B, Z]; the same for the same image and seed, in any batch."""
-        numbers = torch.arange(self.first, self.first + len(self), device=self.mean.device)
-        noise = normal(numbers, self.mean.shape[1], seed=seed, stream="explore")
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+        numbers = np.arange(self.first, self.first + len(self))
+        noise = torch.from_numpy(normal(numbers, self.mean.shape[1], seed=seed, stream="explore"))
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.device)
 
 
 @torch.inference_mode()

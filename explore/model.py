@@ -14,6 +14,7 @@ from pipeline.errors import CheckpointError, UserError
 from train.architectures import Architecture
 from train.checkpoint import generations, read_newest
 from train.config import LossConfig, load_config
+from train.device import best_device
 from train.evaluate import Gaussian, aggregate_posterior
 from train.models import FaceVAE
 from train.objectives import Likelihood, RunningError
@@ -77,7 +78,7 @@ def load_trained(command: Common, prior_images: int = 4096) -> Trained:
     """
     if (command.run is None) == (command.model is None):
         raise UserError("the model must be named once; got both or none of --run and --model. Give one of them.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if command.model is not None:
         return _load_model(command, Path(command.model), device)
     assert command.run is not None, "one of the two is given"

@@ -206,6 +206,6 @@ def _read(
         place = kept[first : first + len(found)]
         place.copy_(found[: len(place)])
         first += len(found)
-        total += float(detail(images.float() / 255).double().sum())
+        total += float(detail(images.float() / 255).cpu().double().sum())
     assert first == count, "the caller has counted"
     return kept, total / count

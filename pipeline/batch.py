@@ -1,9 +1,12 @@
 """What the loader hands over, and the buffers under it."""
 
+import math
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +15,45 @@ from numpy.typing import NDArray
 from pipeline.counter import make_key, philox
 from pipeline.open_shards import OpenShards
 
+_ALIGNMENT = 64
+"""Bytes; a line of a processor's cache."""
+
+
+class Layout(NamedTuple):
+    """The images of a batch, and behind them its noise, in one piece of memory."""
+
+    images: tuple[int, int, int, int]
+    """[B, H, W, C]"""
+    noise: int
+    """Normals for each sample; 0: none."""
+
+    @property
+    def noise_offset(self) -> int:
+        """Bytes before the noise, a multiple of 64."""
+        return -(-math.prod(self.images) // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def bytes(self) -> int:
+        """Memory for both."""
+        return self.noise_offset + 4 * self.images[0] * self.noise if self.noise else math.prod(self.images)
+
+    def split(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Views of `memory`, uint8 [bytes]: the images uint8 [B, H, W, C] and the noise float32 [B, noise]."""
+        images = memory[: math.prod(self.images)].view(self.images)
+        if not self.noise:
+            return images, None
+        return images, memory[self.noise_offset :].view(torch.float32).view(-1, self.noise)
+
 
 class Buffer:
-    """Memory for the images of one batch, and the event after which a copy out of it has finished."""
+    """Memory for the images and the noise of one batch, and the event after which a copy out of it has finished."""
 
-    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
-        self.array: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+    def __init__(self, layout: Layout, pinned: bool) -> None:
+        memory = torch.empty(layout.bytes, dtype=torch.uint8, pin_memory=pinned)
+        self.array: NDArray[np.uint8] = memory.numpy()
+        images, noise = layout.split(memory)
+        self.images: NDArray[np.uint8] = images.numpy()
+        self.noise: NDArray[np.float32] | None = None if noise is None else noise.numpy()
         self.copied: torch.cuda.Event | None = None
 
 
@@ -27,8 +63,8 @@ class BufferPool:
     A caller that keeps its batches makes the pool grow by as many buffers; the surplus is freed afterwards.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, pinned: bool, keep: int) -> None:
-        self._shape, self._pinned, self._keep = shape, pinned, keep
+    def __init__(self, layout: Layout, *, pinned: bool, keep: int) -> None:
+        self._layout, self._pinned, self._keep = layout, pinned, keep
         # A deque: its operations are atomic, and a buffer comes back from whichever thread drops the last tensor.
         self._free: deque[Buffer] = deque()
         self._living: weakref.WeakSet[Buffer] = weakref.WeakSet()
@@ -38,7 +74,7 @@ class BufferPool:
         try:
             buffer = self._free.popleft()
         except IndexError:
-            buffer = Buffer(self._shape, self._pinned)
+            buffer = Buffer(self._layout, self._pinned)
             self._living.add(buffer)
             return buffer
         if buffer.copied is not None:
@@ -46,13 +82,17 @@ class BufferPool:
             buffer.copied = None
         return buffer
 
-    def lend(self, buffer: Buffer) -> torch.Tensor:
-        """The images [B, C, H, W], uint8, channels-last; the buffer returns when the last tensor on them is gone."""
+    def lend(self, buffer: Buffer) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The images [B, C, H, W], uint8, channels-last, and the noise [B, noise], float32.
+
+        The buffer returns when the last tensor on either is gone.
+        """
         view = buffer.array[...]
-        tensor = torch.from_numpy(view)
+        memory = torch.from_numpy(view)
         # The tensor's storage holds `view`, and so does every tensor derived from it: it dies with the last of them.
         weakref.finalize(view, self._give_back, buffer).atexit = False
-        return tensor.permute(0, 3, 1, 2)
+        images, noise = self._layout.split(memory)
+        return images.permute(0, 3, 1, 2), noise
 
     def clear(self) -> None:
         """Free the buffers that nobody looks at, and those that are lent as they come back."""
@@ -80,6 +120,9 @@ class Samples:
     crc32: NDArray[np.int64]
     files: OpenShards
 
+    def __getitem__(self, part: slice) -> "Samples":
+        return Samples(self.shards[part], self.rows[part], self.crc32[part], self.files)
+
     @cached_property
     def digests(self) -> NDArray[np.uint64]:
         """A hash of (shard, row, crc32) for each."""
@@ -99,9 +142,13 @@ class Batch:
     images: torch.Tensor
     """uint8 [B, C, H, W] in channels-last memory, RGB; pinned when a GPU is there."""
     positions: torch.Tensor
-    """int64 [B], the positions of the samples in the run's order."""
+    """int64 [B], the positions of the samples in the run's order; always on the CPU, where what follows from them is
+    computed: to get them back from a GPU, the program would have to wait for it."""
     labels: torch.Tensor | None
     """int8 [B, A] of 0/1 attributes or int64 [B] of classes; None unless asked for."""
+    noise: torch.Tensor | None
+    """float32 [B, noise], standard normals drawn by seed and position, the same bits everywhere; None unless asked
+    for; pinned as the images are."""
     _samples: Samples = field(repr=False)
     _buffer: Buffer | None = field(default=None, repr=False)
 
@@ -118,20 +165,34 @@ class Batch:
         """[B], a hash of (shard, row, crc32) for each sample that was handed over."""
         return self._samples.digests
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`, by an asynchronous copy where its memory is pinned."""
+    def to(self, device: torch.device | str, part: slice = slice(None)) -> "Batch":
+        """The samples of `part` on `device`: images, labels and noise; positions stay on the CPU.
+
+        The copy is asynchronous where the memory is pinned.
+        """
         device = torch.device(device)
+        whole = range(len(self))
+        batch = self
+        if whole[part] != whole:
+            batch = self._changed(
+                lambda tensor: tensor[part], positions=self.positions[part], _samples=self._samples[part]
+            )
         if device == self.images.device:
-            return self
-        moved = replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            positions=self.positions.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            _buffer=None,
-        )
+            return batch
+        # To the CPU it waits, or the tensors would be handed over before their values are there.
+        wait = device.type == "cpu"
+        moved = batch._changed(lambda tensor: tensor.to(device, non_blocking=not wait), _buffer=None)
         if device.type == "cuda" and self._buffer is not None:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._buffer.copied = event
         return moved
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor], **others: Any) -> "Batch":
+        return replace(
+            self,
+            images=change(self.images),
+            labels=None if self.labels is None else change(self.labels),
+            noise=None if self.noise is None else change(self.noise),
+            **others,
+        )

@@ -36,6 +36,24 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[int, int]) -> 
     return c0, c1, c2, c3
 
 
+def philox_in_place(even: NDArray[np.uint64], odd: NDArray[np.uint64], key: tuple[int, int]) -> None:
+    """`philox` in half as many calls, for threads that pay for each of them.
+
+    `even` [2, ...] holds words 0 and 2 of the counters, `odd` [2, ...] words 1 and 3; the results take their place.
+    """
+    products = np.empty_like(even)
+    k0, k1 = key
+    for _ in range(10):
+        np.multiply(even[0], 0xD2511F53, out=products[1])
+        np.multiply(even[1], 0xCD9E8D57, out=products[0])
+        np.right_shift(products, 32, out=even)
+        even ^= odd
+        even[0] ^= k0
+        even[1] ^= k1
+        np.bitwise_and(products, _WORD, out=odd)
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+
+
 def draw_words(positions: NDArray[np.int64], *key: int | str) -> NDArray[np.int64]:
     """One word in [0, 2^32) for each position; int64, of the shape of `positions`."""
     zero = np.zeros_like(positions)

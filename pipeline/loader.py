@@ -8,7 +8,6 @@ Threads and not processes: libjpeg-turbo decodes without the interpreter lock, n
 and memory does not grow with copies of the interpreter. What is ahead is bounded by `prefetch` batches.
 """
 
-import math
 import os
 import sys
 import threading
@@ -24,13 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.batch import Batch, Buffer, BufferPool, Samples
+from pipeline.batch import Batch, Buffer, BufferPool, Layout, Samples
 from pipeline.cache import cache_of
 from pipeline.counter import draw_words
 from pipeline.decode import Decoder
 from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.machine import local_processes, usable_cores
+from pipeline.noise import normal
 from pipeline.open_shards import Lookahead, OpenShards, check_cache_limit, closed_error
 from pipeline.order import Order
 from pipeline.remote import DEFAULT_PATIENCE, Patience
@@ -43,7 +43,7 @@ _TASKS_A_THREAD = 4
 _PLAN = 8192
 """Positions located at once; at most an epoch."""
 RAM_BYTES = 32 << 20
-"""Memory for the images of decoded batches, unless told otherwise."""
+"""Memory for decoded batches, unless told otherwise."""
 _MOST_AHEAD = 8
 """Batches decoded ahead, at most, where the memory allows more."""
 _BIT = {0: 0, 1: 1}
@@ -98,6 +98,7 @@ class StreamingLoader:
         lanes: int | None = None,
         flip: bool = False,
         labels: bool = False,
+        noise: int = 0,
         pin_memory: bool | None = None,
         cache: str | os.PathLike[str] | bool | None = None,
         cache_bytes: int | None = None,
@@ -109,7 +110,7 @@ class StreamingLoader:
             shards: a shard set, its folder, or its URL (`s3://bucket/faces-64`).
             split: `train`, `val` or `test`.
             batch_size: samples in a global batch; each process gets batch_size / world_size of them.
-            seed: names the order and the flips.
+            seed: names the order, the flips and the noise.
             start: the first position, from 0; position p lies in epoch p // samples.
             rank: this process's number; it takes the positions with p % world_size == rank.
             world_size: number of processes; must divide batch_size.
@@ -117,12 +118,13 @@ class StreamingLoader:
             nice: from 0 to 19, how far the loop's own threads go before them (Linux), for a loop that computes on the
                 cores itself: one of its threads that had to wait would keep all others waiting.
             prefetch: batches decoded ahead; default: as many as `ram_bytes` allow, from 1 to 8.
-            ram_bytes: memory for images: the batches ahead, the one handed over and the one before it.
+            ram_bytes: memory for images and noise: the batches ahead, the one handed over and the one before it.
             window: shards whose samples are mixed with each other, in each lane (default: see `pipeline.order`).
             lanes: streams that a batch is drawn from (default: see `pipeline.order`).
             flip: mirror each image left to right with probability 1/2, drawn by position.
             labels: give `Batch.labels` from the samples' json.
-            pin_memory: page-locked image memory; default: if there is a CUDA device.
+            noise: standard normals for each sample in `Batch.noise`, drawn by position; 0: none.
+            pin_memory: page-locked memory for images and noise; default: if there is a CUDA device.
             cache: folder of a disk cache to read the shards through, or True for the default one; default: what the
                 set was opened with. A set behind a URL is always read through one.
             cache_bytes: limit of that cache; default: half of what is free there.
@@ -136,7 +138,7 @@ class StreamingLoader:
         self.shards = _opened(shards, cache, cache_bytes, patience)
         _at_least(1, batch_size=batch_size, world_size=world_size, threads=threads)
         _at_least(1, prefetch=prefetch, ram_bytes=ram_bytes)
-        _at_least(0, start=start, rank=rank, nice=nice)
+        _at_least(0, start=start, rank=rank, nice=nice, noise=noise)
         if rank >= world_size:
             raise ConfigError(f"rank must be below world_size {world_size}; got {rank}. Count ranks from 0.")
         if batch_size % world_size:
@@ -155,8 +157,8 @@ class StreamingLoader:
         self._seed, self._flip, self._labels = seed, flip, labels
         self._threads = threads or usable_cores()
         size, channels = self.shards.image_size, self.shards.channels
-        shape = (batch_size // world_size, size, size, channels)
-        self.prefetch = prefetch or max(1, min(ram_bytes // math.prod(shape) - 2, _MOST_AHEAD))
+        layout = Layout((batch_size // world_size, size, size, channels), noise)
+        self.prefetch = prefetch or max(1, min(ram_bytes // layout.bytes - 2, _MOST_AHEAD))
         """Batches that are decoded ahead."""
         disk_cache = cache_of(self.shards)
         limit = 2 * self.order.window * self.order.lanes
@@ -167,8 +169,8 @@ class StreamingLoader:
             lanes = min(self.order.lanes, len(self.order.lanes_of(rank, world_size)) * processes)
             check_cache_limit(disk_cache, split_shards, self.order, lanes=lanes, ahead=ahead)
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._pool = BufferPool(shape, pinned=pinned, keep=self.prefetch + 2)
-        ahead = shape[0] * (self.prefetch + 1)
+        self._pool = BufferPool(layout, pinned=pinned, keep=self.prefetch + 2)
+        ahead = batch_size // world_size * (self.prefetch + 1)
         self._chunk = min(max(ahead // (_TASKS_A_THREAD * self._threads), _LEAST_CHUNK), _MOST_CHUNK)
         self._decoders = threading.local()
         self._executor = ThreadPoolExecutor(self._threads, "decode", _step_back, (nice,))
@@ -209,10 +211,12 @@ class StreamingLoader:
             raise
         self.position += self._batch_size
         plan = started.plan
+        images, noise = self._pool.lend(started.buffer)
         return Batch(
-            self._pool.lend(started.buffer),
+            images,
             torch.from_numpy(plan.positions),
             None if started.labels is None else torch.from_numpy(started.labels),
+            noise,
             Samples(plan.shards, plan.rows, started.crc32, self._files),
             started.buffer,
         )
@@ -317,7 +321,7 @@ class StreamingLoader:
 
     def _decode(self, started: _Started, part: slice) -> None:
         """Fill one part of a batch; runs in a decode thread."""
-        plan, images = started.plan, started.buffer.array[part]
+        plan, images, noise = started.plan, started.buffer.images[part], started.buffer.noise
         files = self._files.open(plan.shards[part].tolist())
         rows = plan.rows[part].tolist()
         try:
@@ -335,6 +339,8 @@ class StreamingLoader:
             raise
         if self._flip:
             _mirror(images, np.flatnonzero(draw_words(plan.positions[part], "flip", self._seed) & 1))
+        if noise is not None:
+            noise[part] = normal(plan.positions[part], noise.shape[1], seed=self._seed, stream="latent")
         started.crc32[part] = [file.crc32.item(row) for file, row in zip(files, rows, strict=True)]
         if started.labels is not None:
             started.labels[part] = [self._label(file, row) for file, row in zip(files, rows, strict=True)]

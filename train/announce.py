@@ -4,9 +4,9 @@ import torch
 
 from pipeline.cache import cache_of
 from pipeline.machine import show_bytes
+from train.device import peak_bytes
 from train.display import duration
 from train.models import parameter_count
-from train.process import gpu_bytes
 from train.session import Session
 
 
@@ -64,9 +64,10 @@ def show_result(session: Session, done: bool) -> None:
             f"{split}: PSNR {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}, rate {found['rate_nats']:.1f} nats, "
             f"{found['bits_per_dimension']:.3f} bits a dimension, {found['active_units']} latent dimensions in use"
         )
+    gpu_peak = peak_bytes(session.accelerator.device)
     session.say(
         f"memory: peak {show_bytes(session.memory.peak)} of RAM"
-        + (f", {show_bytes(gpu_bytes())} of the GPU" if gpu_bytes() else "")
+        + (f", {show_bytes(gpu_peak)} of the GPU" if gpu_peak else "")
         + f"; expected were {show_bytes(session.plan.bytes(state.micro_batch))}{' of the GPU' * session.plan.on_gpu}"
     )
     session.say(

@@ -1,12 +1,14 @@
 """What a run will need, before it starts: memory, the micro-batch that follows from it, and time.
 
     weights + gradients + optimizer + average        known from the model
+    their 16-bit copies, and those of gradients      in 16 bits
     activations of an image x micro-batch            counted from the shapes of what autograd keeps for one image
-    the copy that a save writes                      as much as weights, optimizer and average
-    decoded batches                                  the loader's
+    the copy that a save writes                      as much as weights, optimizer and average; always in RAM
+    decoded batches                                  the loader's; always in RAM
     the kernels' own                                 a constant
 
-On a GPU the count only says where to begin: a micro-batch is taken when a trial of it ran. On the CPU it decides.
+On a GPU the count only says where to begin: a micro-batch is taken when two of it and a step of the optimizer ran, on
+a throw-away state within the limit, and the plan is what that took. On the CPU the count decides.
 """
 
 import copy
@@ -25,17 +27,15 @@ from pipeline import ShardSet
 from pipeline.cache import cache_of
 from pipeline.errors import ConfigError
 from pipeline.loader import RAM_BYTES
-from pipeline.machine import show_bytes
+from pipeline.machine import show_bytes, tree_pss
 from train.config import Config
+from train.device import DTYPES, forget_peak, limit_memory, peak_bytes, release, to_device
 from train.models import FaceVAE, segments
-from train.objectives import Likelihood, objective
 from train.state import TrainState
+from train.update import average_weights, micro_batch_pass
 
 _TIMED_ON_CPU = 8
 """Images that the time of a pass is measured on."""
-
-_HALF = 0.6
-"""Activations in 16 bits over those in 32: norms and the loss keep 32."""
 _PASSING = 1.5
 """Memory of a backward pass over what autograd keeps for it: gradients of activations and the kernels' own buffers.
 Measured on the CPU, float32 and bf16, 64 and 128 px, micro-batches of 2 to 256: 1.39 to 1.51."""
@@ -51,6 +51,8 @@ class Need:
     gradients: int
     optimizer: int
     average: int
+    copies: int
+    """Of weights and gradients in 16 bits; 0 in float32."""
     activations: int
     """Of one image."""
     activations_recomputed: int
@@ -59,7 +61,7 @@ class Need:
     @property
     def state(self) -> int:
         """What does not depend on the micro-batch."""
-        return self.weights + self.gradients + self.optimizer + self.average
+        return self.weights + self.gradients + self.optimizer + self.average + self.copies
 
     @property
     def snapshot(self) -> int:
@@ -96,10 +98,20 @@ class Plan:
     """In the same memory beside an update: without a GPU decoded batches, the copy of a save, the kernels' own."""
     seconds_per_image: float
     """Of a forward and a backward pass."""
-    on_gpu: bool
+    measured_bytes: int | None = None
+    """On a GPU: its peak, all included, in a trial of `fit`."""
+    ram_bytes: int = 0
+    """On a GPU: the RAM that is expected beside it."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the other figures are of GPU memory."""
+        return self.measured_bytes is not None
 
     def bytes(self, micro_batch: int) -> int:
         """The peak that is expected, of GPU memory or, without a GPU, of RAM."""
+        if self.measured_bytes is not None and micro_batch == self.fit.micro_batch:
+            return self.measured_bytes
         return self.base_bytes + self.beside_bytes + self.need.total(micro_batch, recompute=self.fit.recompute)
 
     def lines(self, micro_batch: int) -> list[str]:
@@ -112,24 +124,28 @@ class Plan:
             f"activations {show_bytes(each)} an image{' (recomputed)' if self.fit.recompute else ''}, "
             f"a save {show_bytes(need.snapshot)}, decoded batches {show_bytes(self.loader_bytes)}",
             f"memory: about {show_bytes(self.bytes(micro_batch))}{limit} expected"
-            f"{' on the GPU' if self.on_gpu else ''} at micro-batches of {micro_batch}",
+            f"{f' on the GPU, {show_bytes(self.ram_bytes)} of RAM' if self.on_gpu else ''}"
+            f" at micro-batches of {micro_batch}",
         ]
 
 
 def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch: int, base_bytes: int) -> Plan:
     """Choose for this process's part of a batch, `batch` images; all processes choose alike.
 
-    `base_bytes` is the RAM in use before `state` was made.
+    `state` is to be thrown away: what is tried is tried on it. `base_bytes` is the RAM in use before it was made.
 
     Raises `ConfigError` where the budget cannot hold the model and one image.
     """
-    on_gpu = accelerator.device.type == "cuda"
-    need = estimate(state.model, half=accelerator.mixed_precision != "no")
+    device = accelerator.device
+    on_gpu = device.type == "cuda"
+    need = estimate(state.model, DTYPES[accelerator.mixed_precision])
     limit, loader_bytes = config.budget.ram_bytes, RAM_BYTES
     if limit is not None:
         loader_bytes = min(loader_bytes, limit // 16)
     if on_gpu:
-        base_bytes, limit = _limit_gpu(config.budget.gpu_bytes, accelerator.device)
+        # Libraries load, and take memory, at the first step.
+        _runs(state, config, accelerator, Fit(1, recompute=False))
+        base_bytes, limit = limit_memory(device, config.budget.gpu_bytes)
     beside_bytes = 0 if on_gpu else loader_bytes + need.snapshot + _KERNELS
     trial = functools.partial(_runs, state, config, accelerator) if on_gpu else None
     if config.train.micro_batch == "auto":
@@ -138,7 +154,17 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
         fit = Fit(min(config.train.micro_batch, batch), recompute=False)
     fit = _smallest_of_all(fit, accelerator)
     seconds = _seconds_per_image(state, config, accelerator, fit)
-    return Plan(need, fit, base_bytes, limit, loader_bytes, beside_bytes, seconds, on_gpu)
+    plan = Plan(need, fit, base_bytes, limit, loader_bytes, beside_bytes, seconds)
+    if not on_gpu:
+        return plan
+    ram_bytes = tree_pss() + loader_bytes + need.snapshot
+    if config.budget.ram_bytes is not None and ram_bytes > config.budget.ram_bytes:
+        raise ConfigError(
+            f"budget.ram must hold the libraries, decoded batches and the copy that a save writes, about "
+            f"{show_bytes(ram_bytes)}; got {show_bytes(config.budget.ram_bytes)}. Raise it, or choose smaller "
+            "--model.widths."
+        )
+    return replace(plan, measured_bytes=peak_bytes(device, base_bytes), ram_bytes=ram_bytes)
 
 
 def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
@@ -161,59 +187,52 @@ def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
     return shards if cache is None else replace(shards, cache_bytes=min(cache.limit_bytes, limit - own))
 
 
-def _limit_gpu(limit: int | None, device: torch.device) -> tuple[int, int]:
-    """What CUDA itself takes, and the most that may be used in all; the allocator is told to keep to it."""
-    free, total = torch.cuda.mem_get_info(device)
-    # What others use on the same GPU cannot be told apart; a context is never as large as this.
-    context = min(total - free - torch.cuda.memory_reserved(device), 1 << 30)
-    limit = min(limit or total, total)
-    if limit <= context:
-        raise ConfigError(
-            f"budget.gpu must be more than CUDA's own {show_bytes(context)}; got {show_bytes(limit)}. Raise it."
-        )
-    torch.cuda.set_per_process_memory_fraction((limit - context) / total, device)
-    return context, limit
-
-
 def _runs(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> bool:
-    """Whether gradients of one micro-batch can be computed; nothing of the state changes."""
+    """Whether an update of such micro-batches fits."""
+    release(accelerator.device)  # Of what the try before left.
     try:
         _try(state, config, accelerator, fit)
     except torch.OutOfMemoryError:
         return False
     finally:
         state.zero_gradients()
-        torch.cuda.empty_cache()
     return True
 
 
 def _seconds_per_image(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> float:
-    """Time of a forward and a backward pass, measured on a few images after a first try."""
-    few = fit if accelerator.device.type == "cuda" else Fit(min(fit.micro_batch, _TIMED_ON_CPU), fit.recompute)
+    """Time of a forward and a backward pass after a first try; on the CPU of a few images."""
+    on_cpu = accelerator.device.type == "cpu"
+    few = Fit(min(fit.micro_batch, _TIMED_ON_CPU), fit.recompute) if on_cpu else fit
     for _ in range(2):
+        forget_peak(accelerator.device)  # What choosing kernels took in the first try is not taken again.
         began = time.perf_counter()
         if not _runs(state, config, accelerator, few):
             return 0.0  # The first update will find out, and make its micro-batches smaller.
         seconds = time.perf_counter() - began
-    return seconds / few.micro_batch
+    return seconds / (few.micro_batch * _trial_passes(accelerator))
+
+
+def _trial_passes(accelerator: Accelerator) -> int:
+    """Two on a GPU: the second one adds to gradients that stand."""
+    return 1 if accelerator.device.type == "cpu" else 2
 
 
 def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> None:
+    """What an update does, on black images and with a rate of 0."""
     model, device, size = state.model.train(), accelerator.device, state.model.architecture.image_size
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    images = torch.zeros(fit.micro_batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    images = torch.zeros(fit.micro_batch, size, size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     noise = torch.zeros(fit.micro_batch, model.latent, device=device)
+    factors = to_device([1.0] * 5, device)
     before, model.recompute = model.recompute, fit.recompute
     try:
-        with accelerator.autocast():
-            output = model(images, noise)
-        terms = objective(config.loss, output, images, Likelihood.of(config.loss, state.error))
-        terms.loss.sum().backward()  # type: ignore[no-untyped-call]
-        float(terms.loss.detach().sum())
+        for _ in range(_trial_passes(accelerator)):
+            sums = micro_batch_pass(model, config.loss, images, noise, factors)
+        if device.type != "cpu":
+            state.optimizer.step()
+            average_weights(state, 1.0)
+        sums.tolist()
     finally:
         model.recompute = before
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
 
 
 def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:
@@ -225,19 +244,19 @@ def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:
     return Fit(micro_batch, bool(recompute))
 
 
-def estimate(model: FaceVAE, *, half: bool) -> Need:
-    """Count for `model`, from shapes alone; `half` is whether activations are kept in 16 bits."""
+def estimate(model: FaceVAE, dtype: torch.dtype) -> Need:
+    """Count for `model`, from shapes alone; `dtype` is that of its activations."""
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     buffers = sum(buffer.nbytes for buffer in model.buffers())
-    kept, recomputed = _kept_bytes(copy.deepcopy(model).to("meta").train())
-    factor = _HALF if half else 1.0
+    kept, recomputed = _kept_bytes(copy.deepcopy(model).to("meta", dtype).train(), dtype)
     return Need(
         weights=parameters + buffers,
         gradients=parameters,
         optimizer=2 * parameters,
         average=parameters + buffers,
-        activations=round(factor * kept),
-        activations_recomputed=round(factor * recomputed) if model.can_recompute else 0,
+        copies=0 if dtype == torch.float32 else parameters,  # Half the size each, of weights and of gradients.
+        activations=kept,
+        activations_recomputed=recomputed if model.can_recompute else 0,
     )
 
 
@@ -282,15 +301,23 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // divisor for divisor in small)}, reverse=True)
 
 
-def _kept_bytes(model: FaceVAE) -> tuple[int, int]:
+def _kept_bytes(model: FaceVAE, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes that autograd keeps for the backward pass of one image: of everything, or with `recompute`.
 
-    With it, what stays are the values between segments, and at any moment what one segment keeps.
+    With it, what stays are the values between segments, and at any moment what one segment keeps. `model` is on "meta",
+    all of it of `dtype`: a real one's weights are copied once, whatever the number of images.
     """
     size, latent = model.architecture.image_size, model.latent
-    images, noise = torch.empty(1, 3, size, size, device="meta"), torch.empty(1, latent, device="meta")
-    compared = 2 * images.nbytes  # The loss keeps the answer and its difference from the image.
-    whole, _ = _kept_by(lambda: model(images, noise).images, model)
+    pictures = torch.empty(1, 3, size, size, device="meta")
+    images, noise = pictures.to(dtype), torch.empty(1, latent, device="meta", dtype=dtype)
+    # Of float32 images: the sigmoid keeps its answer, the loss that and its difference from the image.
+    compared = 2 * pictures.nbytes
+
+    def everything() -> Tensor:
+        model.encoder(images)
+        return torch.sigmoid(model.decoder(noise).float())
+
+    whole, _ = _kept_by(everything, model)
     between, most = 0, 0
     for layers, values in ((model.encoder, images), (model.decoder, noise)):
         for segment in segments(layers):

@@ -177,6 +177,8 @@ class TrainConfig:
     """Torch threads of each process. Default: the cores over the processes."""
     init_from: str | None = None
     """Begin with the averaged weights of another run or model: its folder, or a Hugging Face repository."""
+    cuda_graph: Literal["auto", "no"] = "auto"
+    """auto: on CUDA each micro-batch is one recorded graph, where the model allows it; no: its kernels one by one."""
     trackers: tuple[str, ...] = ()
     """Trackers that get the metrics as well, through Accelerate: tensorboard, wandb, ..."""
     log_every_updates: int = 10

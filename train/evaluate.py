@@ -1,15 +1,18 @@
 """Figures and pictures of a model on a split: one exact pass, streamed."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import ShardSet, StreamingLoader
 from pipeline.noise import normal
+from train.device import halving, pins_memory
 from train.gaussian import Gaussian as Gaussian
 from train.models import FaceVAE
 from train.objectives import Likelihood, kl_divergence
@@ -57,12 +60,34 @@ def stream_images(
     """The first `limit` images (default: all, each once) of the split's order, float32 [B, 3, H, W] in [0, 1]."""
     batch_size = batch_size or batch_for(shards.image_size)
     # Shard after shard: the least to fetch and to keep of a set that is far away.
-    with StreamingLoader(shards, split=split, batch_size=batch_size, window=1, lanes=1) as loader:
+    with StreamingLoader(
+        shards, split=split, batch_size=batch_size, window=1, lanes=1, pin_memory=pins_memory(device)
+    ) as loader:
         left = loader.samples if limit is None else min(limit, loader.samples)
         while left > 0:
-            images = next(loader).to(device).images[:left]
+            images = next(loader).to(device, slice(left)).images
             left -= len(images)
             yield images.float().div_(255)
+
+
+_FIGURES = ("psnr", "ssim", "mse", "detail", "answered detail", "rate", "distortion")
+
+
+def _figures(model: FaceVAE, likelihood: Likelihood, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """`_FIGURES` of each image, float32 [B, 7], and the means of the posteriors [B, Z]."""
+    mean, logvar = model.encode(images)
+    answers = model.decode(mean)
+    sampled = model.decode(mean + torch.exp(0.5 * logvar) * noise)
+    found = (
+        psnr(images, answers),
+        ssim(images, answers),
+        (images - answers).square().flatten(1).mean(1),
+        detail(images),
+        detail(answers),
+        kl_divergence(mean, logvar),
+        likelihood.nats(likelihood.error(sampled, images), images[0].numel()),
+    )
+    return torch.stack(found, dim=1), mean
 
 
 @torch.inference_mode()
@@ -76,23 +101,12 @@ def score(
     first = torch.zeros(model.latent, dtype=torch.float64)
     second = torch.zeros_like(first)
     count = 0
+    measure = functools.partial(_figures, model, likelihood)
     for images in stream_images(shards, split, None, device):
-        mean, logvar = model.encode(images)
-        answers = model.decode(mean)
-        noise = normal(torch.arange(count, count + len(images), device=device), model.latent, seed=seed, stream="score")
-        sampled = model.decode(mean + torch.exp(0.5 * logvar) * noise)
-        found = {
-            "psnr": psnr(images, answers),
-            "ssim": ssim(images, answers),
-            "mse": (images - answers).square().flatten(1).mean(1),
-            "detail": detail(images),
-            "answered detail": detail(answers),
-            "rate": kl_divergence(mean, logvar),
-            "distortion": likelihood.nats(likelihood.error(sampled, images), dimensions),
-        }
-        for name, values in found.items():
-            sums[name] += float(values.double().sum())
-        means = mean.double().cpu()
+        noise = torch.from_numpy(normal(np.arange(count, count + len(images)), model.latent, seed=seed, stream="score"))
+        figures, means = (values.cpu().double() for values in halving(measure, images, noise.to(device)))
+        for name, values in zip(_FIGURES, figures.T, strict=True):
+            sums[name] += float(values.sum())
         first += means.sum(0)
         second += means.square().sum(0)
         count += len(images)
@@ -143,7 +157,7 @@ def aggregate_posterior(model: FaceVAE, shards: ShardSet, split: str, limit: int
     variance = torch.zeros(model.latent, dtype=torch.float64)
     count = 0
     for images in stream_images(shards, split, limit, device):
-        mean, logvar = (values.double().cpu() for values in model.encode(images))
+        mean, logvar = (values.cpu().double() for values in halving(model.encode, images))
         first += mean.sum(0)
         second += mean.T @ mean
         variance += logvar.exp().sum(0)

@@ -10,6 +10,7 @@ import torch
 from pipeline import ShardSet
 from train.card import model_card
 from train.checkpoint import weights_sha256
+from train.device import device_name
 from train.display import duration
 from train.evaluate import aggregate_posterior
 from train.models import FaceVAE, parameter_count
@@ -97,7 +98,6 @@ def describe_training(session: Session) -> dict[str, Any]:
     if config["train"].get("init_from"):
         config["train"]["init_from"] = Path(config["train"]["init_from"]).name
     precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    gpu = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
     return {
         "position": state.position,
         "updates": state.updates,
@@ -115,7 +115,7 @@ def describe_training(session: Session) -> dict[str, Any]:
         "audit": audit_as_json(session.sums),
         "time": duration(session.elapsed_s),
         "precision": precision,
-        "device": gpu,
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "torch": torch.__version__,
         "config": config,

@@ -24,5 +24,5 @@ class Gaussian:
         """Latents [B, Z], float32, of standard normal `noise` [B, Z]."""
         jitter = 1e-6 * torch.eye(len(self.mean), dtype=torch.float64)
         factor = torch.linalg.cholesky(self.covariance + jitter)
-        latents: Tensor = self.mean + noise.double().cpu() @ factor.T
+        latents: Tensor = self.mean + noise.cpu().double() @ factor.T
         return latents.float()

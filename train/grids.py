@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline import ShardSet
+from train.device import halving
 from train.evaluate import stream_images
 from train.gaussian import Gaussian
 from train.models import FaceVAE
@@ -54,7 +55,8 @@ def reconstruction_blocks(
     """Captioned rows of originals, each over its reconstructions, and both as uint8 [count, 3, H, W]."""
     model.eval()
     images = torch.cat(list(stream_images(shards, split, count, device, batch_size=min(64, count))))
-    answers = torch.cat([model.decode(model.encode(part)[0]) for part in torch.split(images, 64)])
+    parts = torch.split(images, 64)
+    answers = torch.cat([halving(lambda part: (model.decode(model.encode(part)[0]),), part)[0] for part in parts])
     originals, reconstructions = to_uint8(images), to_uint8(answers)
     pairs = zip(torch.split(originals, columns), torch.split(reconstructions, columns), strict=True)
     rows = torch.cat([torch.cat([_padded(above, columns), _padded(below, columns)]) for above, below in pairs])

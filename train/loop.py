@@ -4,8 +4,8 @@ import time
 
 from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError
+from train.device import Recorder, peak_bytes, pins_memory
 from train.display import Display, Status, duration
-from train.process import gpu_bytes
 from train.saving import Saver
 from train.session import Session
 from train.state import TrainState
@@ -40,8 +40,11 @@ def train(session: Session) -> int:
         window=config.data.window,
         lanes=config.data.lanes,
         flip=config.data.flip,
+        noise=state.model.latent,
         ram_bytes=session.plan.loader_bytes,
+        pin_memory=pins_memory(accelerator.device),
     )
+    recorder = Recorder.of(accelerator.device, config.train.cuda_graph)
     requests = 0
     with loader, display, Saver(session) as saver:
         if session.is_main and _owes_validation(session):
@@ -53,13 +56,14 @@ def train(session: Session) -> int:
 
             update = apply_update(
                 state,
-                batch.to(accelerator.device),
+                batch,
                 config,
                 accelerator,
                 total_images=session.total_images,
                 epoch_samples=session.epoch_samples,
                 requests=_requests(session, saver),
                 settle=saver.settle,
+                recorder=recorder,
             )
             del batch
             requests = update.requests
@@ -139,12 +143,12 @@ def _owes_validation(session: Session) -> bool:
 
 
 def _check_health(state: TrainState, update: Update) -> None:
-    state.health.observe(update.mse)
+    state.health.observe(update.mse, update.grey_mse)
     if state.health.diverged:
         raise LeanstreamError(
-            f"the model must not get worse than it was untrained; got a mean squared error of {state.health.level:.4f} "
-            f"over the last updates, {state.health.reference:.4f} at first, at update {state.updates} "
-            f"(position {state.position}). The last checkpoint stands: "
+            f"the model must not get worse than a plain grey picture; got a mean squared error of "
+            f"{state.health.level:.4f} over the last updates, {state.health.reference:.4f} of grey, at update "
+            f"{state.updates} (position {state.position}). The last checkpoint stands: "
             "run again with a lower --optim.learning-rate or with --optim.clip-norm."
         )
 
@@ -158,7 +162,7 @@ def _log(session: Session, status: Status, update: Update) -> None:
     status.loss, status.psnr_db, status.kl = record["loss"], record["psnr_db"], record["kl_nats"]
     status.learning_rate, status.images_per_s = record["learning_rate"], record["images_per_s"]
     status.wait_share, status.memory_bytes = record["data_wait_share"], session.memory.last
-    status.gpu_bytes = gpu_bytes()
+    status.gpu_bytes = peak_bytes(session.accelerator.device, session.plan.base_bytes)
 
 
 def _follow(session: Session, saver: Saver, display: Display) -> None:

@@ -68,7 +68,8 @@ class Mixture:
         latents = torch.empty(len(numbers), self.latent)
         # A part at a time: random words and noise take many times the memory of what comes of them.
         for part, drawn in zip(torch.split(numbers, _DRAWN_AT_ONCE), torch.split(latents, _DRAWN_AT_ONCE), strict=True):
-            noise = temperature * normal(part, self.latent, seed=seed, stream="new faces").double()
+            normals = normal(part.numpy(), self.latent, seed=seed, stream="new faces")
+            noise = temperature * torch.from_numpy(normals).double()
             chosen = self.choose(part, seed)
             for component in sorted(set(chosen.tolist())):
                 mine = chosen == component

@@ -1,6 +1,14 @@
-"""The VAE: one class around the encoder and decoder of an architecture, with which it goes to disk and comes back."""
+"""The VAE: one class around the encoder and decoder of an architecture, with which it goes to disk and comes back.
+
+It states its precision itself. Weights are float32; in 16 bits (`compute_dtype`) each pass copies them once, all
+activations from the first convolution on have 16 bits, and what ends it is float32: the encoder's last layer, the
+sigmoid, the loss. Norms sum up in float32 inside their kernels. Under `torch.autocast` it does the same in that
+precision: autocast's own rules would keep every norm, SiLU and upsampling in float32 on CUDA, and copy at every layer.
+"""
 
 import contextlib
+import functools
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -8,11 +16,13 @@ from typing import Any, NamedTuple, Self
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import CheckpointError
 from train.architectures import Architecture, build
 from train.checkpoint import weights_sha256
+from train.device import halving, layout
 from train.gaussian import Gaussian
 from train.mixture import Mixture
 from train.pretrained import CARD_FILE, PRIORS_FILE, Pretrained, read_pretrained, write_files
@@ -50,6 +60,8 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         self._extras: dict[str, bytes] = {}
         self.recompute = False
         """Whether the activations inside a segment are computed again in the backward pass instead of kept."""
+        self.compute_dtype: torch.dtype | None = None
+        """Of activations, bfloat16 or float16; None: that of the weights, float32."""
         self.encoder, self.decoder = build(architecture)
 
     @property
@@ -64,12 +76,17 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, Z], float32, of the posterior of `images` [B, 3, H, W] in [0, 1]."""
-        mean, logvar = self._run(self.encoder, images).float().chunk(2, dim=1)
-        return mean, logvar.clamp(*LOGVAR_RANGE)
+        with self._precision(images.device) as dtype:
+            body = self.encoder[:-1]
+            assert isinstance(body, nn.Sequential), "a part of one"
+            features = self._run(body, images.to(dtype, memory_format=layout(images.device)))
+            mean, logvar = self.encoder[-1](features.to(self._weight_dtype)).chunk(2, dim=1)
+            return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1], float32, of `latents` [B, Z]."""
-        return torch.sigmoid(self._run(self.decoder, latents).float())
+        with self._precision(latents.device) as dtype:
+            return torch.sigmoid(self._run(self.decoder, latents.to(dtype)).float())
 
     def forward(self, images: Tensor, noise: Tensor) -> Output:
         """Encode, take the sample mean + std * `noise` [B, Z] (Kingma and Welling 2013, section 2.4), decode."""
@@ -81,12 +98,27 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         """Whether computing layers twice changes nothing: BatchNorm would count each batch twice."""
         return not any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules())
 
+    @property
+    def _weight_dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @contextlib.contextmanager
+    def _precision(self, device: torch.device) -> Iterator[torch.dtype]:
+        """The precision of activations: an enclosing autocast's, or else the model's own. Inside, autocast is off."""
+        if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
+            yield self.compute_dtype or self._weight_dtype
+            return
+        dtype = torch.get_autocast_dtype(device.type)
+        with torch.autocast(device.type, enabled=False):
+            yield dtype
+
     def _run(self, layers: nn.Sequential, values: Tensor) -> Tensor:
-        if not (self.recompute and torch.is_grad_enabled()):
-            result: Tensor = layers(values)
-            return result
-        for segment in segments(layers):
-            values = checkpoint(segment, values, use_reentrant=False)
+        """`layers` in the precision of `values`."""
+        recompute = self.recompute and torch.is_grad_enabled()
+        weights = {} if values.dtype == self._weight_dtype else _copied(layers, values.dtype)
+        for run in segments(layers) if recompute else [layers]:
+            call = functools.partial(_with_weights, run, weights) if weights else run
+            values = checkpoint(call, values, use_reentrant=False) if recompute else call(values)
         return values
 
     @torch.inference_mode()
@@ -102,7 +134,8 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         mixture = Mixture.single(chosen) if isinstance(chosen, Gaussian) else chosen
         latents = mixture.draw(torch.arange(count), seed=seed, temperature=temperature)
         latents = latents.to(next(self.parameters()).device)
-        return torch.cat([to_uint8(self.decode(part)).cpu() for part in torch.split(latents, _DECODED_AT_ONCE)])
+        parts = torch.split(latents, _DECODED_AT_ONCE)
+        return torch.cat([halving(lambda part: (to_uint8(self.decode(part)).cpu(),), part)[0] for part in parts])
 
     def describe(self) -> dict[str, object]:
         """The architecture as JSON values."""
@@ -147,6 +180,43 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
             "---\nlibrary_name: leanstream\ntags:\n- vae\n- faces\n---\n"
             f"# A variational autoencoder of faces, {self.architecture.image_size} px\n"
         )
+
+
+class _Copy(torch.autograd.Function):
+    """Tensors in another precision, by one kernel, and their gradients back, by one more."""
+
+    @staticmethod
+    def forward(_: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _copies(tensors, dtype)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_copies(gradients, torch.float32))
+
+
+def _copies(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    made = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    torch._foreach_copy_(made, tensors)
+    return made
+
+
+def _copied(layers: nn.Sequential, dtype: torch.dtype) -> dict[Tensor, Tensor]:
+    """The weights in another precision, but for those of BatchNorm: its kernels want them, and its moving statistics,
+    in float32 beside images of 16 bits."""
+    weights = [
+        weight
+        for layer in layers.modules()
+        if not isinstance(layer, nn.BatchNorm2d)
+        for weight in layer.parameters(recurse=False)
+    ]
+    return dict(zip(weights, _Copy.apply(dtype, *weights), strict=True))  # type: ignore[no-untyped-call]
+
+
+def _with_weights(layers: nn.Sequential, weights: dict[Tensor, Tensor], values: Tensor) -> Tensor:
+    """`layers` with others in place of their own weights."""
+    others = {name: weights[weight] for name, weight in layers.named_parameters() if weight in weights}
+    result: Tensor = functional_call(layers, others, (values,))
+    return result
 
 
 def to_uint8(images: Tensor) -> Tensor:

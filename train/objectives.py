@@ -23,13 +23,28 @@ _COARSEST = 8
 
 
 class Terms(NamedTuple):
-    """Per image [B], float32: `loss` to be summed, `squared_error` and `error` summed over pixels, `kl` in nats."""
+    """Per image [B], float32: `loss` to be summed, errors summed over pixels, `kl` in nats."""
 
     loss: Tensor
     squared_error: Tensor
     error: Tensor
     """What the likelihood's scale follows: squared or absolute differences."""
     kl: Tensor
+    grey_error: Tensor
+    """Squared error of a plain grey answer: of a model that has learned nothing."""
+
+
+class Factors(NamedTuple):
+    """loss = `error` * error + `constant` + `kl` * KL + `pyramid` * pyramid distance, of each image.
+
+    Functions of the position and of earlier updates: numbers, or tensors of no dimension, which a recorded graph reads
+    anew at each run.
+    """
+
+    error: float | Tensor
+    constant: float | Tensor
+    kl: float | Tensor
+    pyramid: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -79,9 +94,14 @@ class Likelihood:
 
     def nats(self, error: Tensor, dimensions: int) -> Tensor:
         """Negative log-density [B] of images of so many dimensions, given their summed errors."""
+        slope, constant = self.line(dimensions)
+        return slope * error + constant
+
+    def line(self, dimensions: int) -> tuple[float, float]:
+        """Slope and constant of `nats`, which is linear in the error."""
         if self.kind == "gaussian":
-            return error / (2 * self.scale) + 0.5 * dimensions * math.log(2 * math.pi * self.scale)
-        return error / self.scale + dimensions * math.log(2 * self.scale)
+            return 0.5 / self.scale, 0.5 * dimensions * math.log(2 * math.pi * self.scale)
+        return 1 / self.scale, dimensions * math.log(2 * self.scale)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -105,33 +125,35 @@ def laplacian_l1(differences: Tensor) -> Tensor:
     return total + weight * differences.abs().flatten(1).sum(1)
 
 
-def objective(
-    config: LossConfig, output: Output, images: Tensor, likelihood: Likelihood, kl_weight: float = 1.0
-) -> Terms:
-    """The loss of each image; `images` [B, 3, H, W] in [0, 1].
+def factors_of(config: LossConfig, likelihood: Likelihood, dimensions: int, kl_weight: float = 1.0) -> Factors:
+    """What an objective weighs its terms by, for images of so many dimensions.
 
     optimal_sigma, l1: negative log-likelihood + KL, in nats. mse: mse_weight * mean squared error + KL. beta: the
     negative log-likelihood under a Gaussian of variance 1 + beta * KL (Higgins et al. 2017), constants left out.
 
-    `kl_weight` is the warm-up's factor of the KL divergence; of that, what lies below `free_bits` nats an image has no
-    gradient (after Kingma et al. 2016, arXiv 1606.04934, with the image as the group).
-
-    `perceptual_weight` times `laplacian_l1` is added, in units of the decoder's standard deviation: with it a weight
-    of 1 stays as strong beside the likelihood while the answers get better.
+    `kl_weight` is the warm-up's factor of the KL divergence. `perceptual_weight` times `laplacian_l1` is added, in
+    units of the decoder's standard deviation: with it a weight of 1 stays as strong beside the likelihood while the
+    answers get better.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        answers = output.images.float()
-        squared_error = (answers - images).square().flatten(1).sum(1)
-        error = squared_error if likelihood.kind == "gaussian" else likelihood.error(answers, images)
-        kl = kl_divergence(output.mean.float(), output.logvar.float())
-        dimensions = images[0].numel()
-        paid = kl_weight * kl.clamp(min=config.free_bits)
-        if config.objective == "mse":
-            loss = config.mse_weight / dimensions * squared_error + paid
-        elif config.objective == "beta":
-            loss = 0.5 * squared_error + config.beta * paid
-        else:
-            loss = likelihood.nats(error, dimensions) + paid
-        if config.perceptual_weight:
-            loss = loss + config.perceptual_weight / likelihood.std * laplacian_l1(answers - images)
-    return Terms(loss, squared_error, error, kl)
+    pyramid = config.perceptual_weight / likelihood.std
+    if config.objective == "mse":
+        return Factors(config.mse_weight / dimensions, 0.0, kl_weight, pyramid)
+    if config.objective == "beta":
+        return Factors(0.5, 0.0, config.beta * kl_weight, pyramid)
+    return Factors(*likelihood.line(dimensions), kl_weight, pyramid)
+
+
+def objective(config: LossConfig, output: Output, images: Tensor, factors: Factors) -> Terms:
+    """The loss of each image; `images` [B, 3, H, W] in [0, 1], float32. All terms are float32.
+
+    Of the KL divergence, what lies below `free_bits` nats an image has no gradient (after Kingma et al. 2016, arXiv
+    1606.04934, with the image as the group).
+    """
+    differences = output.images.float() - images
+    squared_error = differences.square().flatten(1).sum(1)
+    error = differences.abs().flatten(1).sum(1) if config.objective == "l1" else squared_error
+    kl = kl_divergence(output.mean.float(), output.logvar.float())
+    loss = factors.error * error + factors.constant + factors.kl * kl.clamp(min=config.free_bits)
+    if config.perceptual_weight:
+        loss = loss + factors.pyramid * laplacian_l1(differences)
+    return Terms(loss, squared_error, error, kl, (images - 0.5).square().flatten(1).sum(1))

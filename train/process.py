@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, parse_flag_from_env
 
 from pipeline.errors import ConfigError
 from pipeline.machine import usable_cores
 from train.config import Config
+from train.device import precision_of, settle_device
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long processes wait for each other: the first one validates and copies to a drive while the others wait. One that
@@ -77,14 +78,21 @@ class StopRequest:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """An Accelerator with the precision of the config; what a launcher exported cannot change it silently."""
+    """An Accelerator with the precision of the config; what a launcher exported cannot change it silently.
+
+    Its device has an index. The precision is that of this device: `accelerate launch --cpu` on a machine with a GPU
+    trains on the CPU. Nothing here uses Accelerate's autocast or its scaler: the model states its precision itself.
+    """
     # Accelerate's `backward` would divide by this; here the loop scales its own loss.
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    on_cpu = not has_gpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = PartialState(cpu=on_cpu, **waiting.to_kwargs()).device
     accelerator = Accelerator(
-        cpu=not has_gpu,
-        mixed_precision=resolve_precision(config.train.mixed_precision),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        cpu=on_cpu,
+        mixed_precision=precision_of(config.train.mixed_precision, device),
+        kwargs_handlers=[waiting],
     )
     allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in allowed:
@@ -92,26 +100,8 @@ def make_accelerator(config: Config) -> Accelerator:
             "the launcher must use plain data parallelism; "
             f"got {accelerator.distributed_type}. Run `accelerate config` again without sharding plugins."
         )
+    accelerator.state.device = settle_device(accelerator.device)
     return accelerator
-
-
-def resolve_precision(asked: str) -> str:
-    """auto -> bf16 only where the hardware has it (a T4 emulates it), fp16 on other GPUs, float32 on other CPUs."""
-    cuda = torch.cuda.is_available()
-    if asked == "auto":
-        if not cuda:
-            return "bf16" if _cpu_multiplies_bf16() else "no"
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if asked == "fp16" and not cuda:
-        raise ConfigError("train.mixed_precision fp16 must have a CUDA GPU; got none. Use auto, no or bf16.")
-    return asked
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has matrix units for bf16 (AMX); without them it only saves memory. Never beside a Mac's GPU."""
-    if torch.backends.mps.is_available() or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def processes_here(processes: int) -> int:
@@ -153,8 +143,3 @@ def peaks_of_all(accelerator: Accelerator, pss_bytes: int, gpu_bytes: int) -> di
         "peak_gpu_bytes": max(each["gpu"] for each in every),
     }
     return found if len(every) == 1 else {**found, "peaks_of_processes": every}
-
-
-def gpu_bytes() -> int:
-    """The most GPU memory that the allocator has held, bytes; 0 without a GPU."""
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 train/run.py configs/demo.toml
 """
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -47,6 +48,7 @@ from train.architectures import Architecture
 from train.budget import make_plan, within_disk
 from train.checkpoint import Generation, read_newest
 from train.config import Config, changes, from_dict, parse_command_line, reuse, with_values
+from train.device import DTYPES, Recorder, forget_peak, peak_bytes
 from train.finished import finish, summarise
 from train.initial import begin_with
 from train.logs import rank_log
@@ -58,7 +60,6 @@ from train.process import (
     StopRequest,
     any_process,
     follow_launcher,
-    gpu_bytes,
     make_accelerator,
     peaks_of_all,
     process_began,
@@ -127,7 +128,8 @@ def start(name: str, config: Config, began: float) -> int:
         saved, generation = load_generation(folder, accelerator, say)
         session, rescheduled = prepare(config, shards, folder, saved, generation, accelerator, console, stop, memory)
         session.began = began
-        if is_finished(session):
+        # The first process knows: another machine may see no files of the run.
+        if any_process(accelerator, accelerator.is_main_process and is_finished(session)):
             session.say(f"{folder.path} is finished at image {session.state.position:,}: see {folder.final}")
             session.say("train longer with --train.epochs or --train.total-images, or anew with --run.fresh")
             return EXIT_DONE
@@ -145,7 +147,7 @@ def start(name: str, config: Config, began: float) -> int:
         done = session.state.position >= session.total_images
         if done and accelerator.is_main_process:
             finish(session)
-        peaks = peaks_of_all(accelerator, memory.peak, gpu_bytes())
+        peaks = peaks_of_all(accelerator, memory.peak, peak_bytes(accelerator.device))
         if accelerator.is_main_process:
             folder.write_summary(summarise(session, peaks, finished=done))
         accelerator.wait_for_everyone()
@@ -242,9 +244,12 @@ def prepare(
     model, local = config.model, config.train.batch_size // accelerator.num_processes
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     base_bytes = tree_pss()
-    state = TrainState.create(FaceVAE(architecture), config.optim, accelerator.device, local)
-    if accelerator.num_processes > 1:
-        state.lay_out_gradients()
+    network = FaceVAE(architecture)
+    plan = make_plan(
+        _fresh_state(copy.deepcopy(network), config, accelerator, local), config, accelerator, local, base_bytes
+    )
+    forget_peak(accelerator.device)  # What was tried is gone.
+    state = _fresh_state(network, config, accelerator, local)
     if saved is not None:
         if generation is not None:
             state.restore(generation)
@@ -255,7 +260,6 @@ def prepare(
         began_with = begin_with(state, config.train.init_from)
     if saved is not None or config.train.init_from is not None:
         state.share(accelerator)
-    plan = make_plan(state, config, accelerator, local, base_bytes)
     shards = within_disk(shards, config, plan.need)
     state.micro_batch = plan.fit.micro_batch
     state.model.recompute = plan.fit.recompute
@@ -284,6 +288,15 @@ def prepare(
         began_with=began_with,
     )
     return session, rescheduled
+
+
+def _fresh_state(model: FaceVAE, config: Config, accelerator: Accelerator, micro_batch: int) -> TrainState:
+    """The state of a new run; the model's activations have the run's precision, those of its average float32."""
+    state = TrainState.create(model, config.optim, accelerator.device, micro_batch)
+    state.model.compute_dtype = DTYPES[accelerator.mixed_precision]
+    if accelerator.num_processes > 1 or Recorder.of(accelerator.device, config.train.cuda_graph):
+        state.lay_out_gradients()
+    return state
 
 
 def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, int]:

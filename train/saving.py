@@ -32,7 +32,7 @@ class Saver:
         self._writer = BackgroundWriter(
             session.folder.checkpoints, config.keep, milestone_images=config.milestone_images, held=self._held
         )
-        self._snapshot = Snapshot(tensors) if session.is_main else None
+        self._snapshot = Snapshot(tensors, session.accelerator.device) if session.is_main else None
         self._saved_at = time.monotonic()
         self._being_saved: int | None = None
         self._pause_s = 0.0

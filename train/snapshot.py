@@ -5,7 +5,8 @@
 
 Weights, average and moments change in the optimizer's step alone. So they are copied while the next gradients are
 computed, and only that next step waits, where the copy is slower. The memory for it is allocated and touched once,
-before the loop: fresh memory would cost a page fault every 4 KiB at every save.
+before the loop: fresh memory would cost a page fault every 4 KiB at every save. It is one block, which a GPU writes
+to by itself.
 """
 
 import threading
@@ -15,20 +16,28 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from train.device import SideCopy, pinned
+
 Tensors = dict[str, Tensor]
+_ALIGNMENT = 64
+"""Bytes: a line of the processor's cache, and a multiple of every type's size."""
 
 
 class Snapshot:
     """Memory for one copy at a time. `begin` and `wait` are for the loop, `take` for another thread."""
 
-    def __init__(self, parts: Mapping[str, Tensors]) -> None:
-        """For tensors of these shapes, by part and name."""
+    def __init__(self, parts: Mapping[str, Tensors], device: torch.device) -> None:
+        """For tensors of these shapes, by part and name, most of them on `device`."""
+        sizes = [
+            -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensors in parts.values() for tensor in tensors.values()
+        ]
+        blocks = iter(torch.split(pinned(sum(sizes), device), sizes))
         self._copies = {
-            part: {name: torch.empty_like(tensor, device="cpu").zero_() for name, tensor in tensors.items()}
+            part: {name: _laid_out(next(blocks), tensor) for name, tensor in tensors.items()}
             for part, tensors in parts.items()
         }
         self._sources: Mapping[str, Tensors] = {}
-        self._computed: torch.cuda.Event | None = None
+        self._side = SideCopy(device)
         self._copied = threading.Event()
         self._copied.set()
 
@@ -45,9 +54,7 @@ class Snapshot:
             part: {name: tensor for name, tensor in tensors.items() if name not in unsteady.get(part, ())}
             for part, tensors in parts.items()
         }
-        if torch.cuda.is_available():
-            self._computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._computed.record()
+        self._side.mark()
         self._copied.clear()
 
     def take(self) -> dict[str, Tensors]:
@@ -55,7 +62,8 @@ class Snapshot:
         try:
             sources = [tensor for tensors in self._sources.values() for tensor in tensors.values()]
             copies = [self._copies[part][name] for part, tensors in self._sources.items() for name in tensors]
-            _copy(copies, sources, self._computed)
+            # In the tensors' own memory formats: then a copy is one of bytes.
+            self._side.copy(copies, sources)
         finally:
             self._sources = {}
             self._copied.set()
@@ -72,20 +80,9 @@ class Snapshot:
         return time.monotonic() - began
 
 
-def _copy(copies: list[Tensor], sources: list[Tensor], computed: "torch.cuda.Event | None") -> None:
-    """In the tensors' own memory formats: then a copy is one of bytes."""
-    device = next((tensor.device for tensor in sources if tensor.device.type == "cuda"), None)
-    stream = None
-    if device is not None:
-        assert computed is not None, "recorded where there is a GPU"
-        # A stream of its own: the next update's kernels go on beside it.
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_event(computed)
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for copy, source in zip(copies, sources, strict=True):
-            copy.copy_(source, non_blocking=True)
-    if stream is not None:
-        stream.synchronize()
+def _laid_out(block: Tensor, like: Tensor) -> Tensor:
+    """The start of `block`, uint8, as a tensor of the same type, shape and memory format."""
+    return block[: like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
 
 
 def _contiguous(copy: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointError
 from train.checkpoint import Generation
 from train.config import OptimConfig
+from train.device import layout
 from train.health import Health
 from train.models import FaceVAE
 from train.objectives import RunningError
@@ -73,14 +74,14 @@ class TrainState:
     audit: dict[int, int] = field(default_factory=dict)
     """By epoch, the sum modulo 2^64 of the digests of the samples that were consumed (this process's part)."""
     gradients: Tensor | None = None
-    """All gradients in one tensor, where several processes exchange them."""
+    """All gradients in one tensor, where several processes exchange them or a recorded graph adds to them."""
     elapsed_s: float = 0.0
     """Wall time of all interrupted parts of the run that this state goes back to."""
 
     @classmethod
     def create(cls, model: FaceVAE, config: OptimConfig, device: torch.device, micro_batch: int) -> "TrainState":
-        """A fresh state with `model` on `device`, its convolutions channels-last."""
-        model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """A fresh state with `model` on `device`, its convolutions in the layout of images there."""
+        model = model.to(device=device, memory_format=layout(device))  # type: ignore[call-overload]
         ema = copy.deepcopy(model).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -88,13 +89,13 @@ class TrainState:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            # One pass over memory instead of a dozen; on a GPU torch's default, all tensors at once, is as good.
-            fused=True if device.type == "cpu" else None,
+            # One pass over memory instead of a dozen, nothing allocated in it, its count of steps on the device.
+            fused=True,
         )
         for parameter in model.parameters():
             # As the first step would make them; made now, a later lack of memory cannot come in mid-update.
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
         return cls(model, ema, optimizer, micro_batch=micro_batch)
 
     def count_samples(self, positions: NDArray[np.int64], digests: NDArray[np.uint64], epoch_samples: int) -> None:
@@ -133,7 +134,8 @@ class TrainState:
         return {"model": [name for name, _ in self.model.named_buffers()]}
 
     def lay_out_gradients(self) -> None:
-        """Make all gradients views of one tensor: processes exchange them in one call that allocates nothing."""
+        """Make all gradients views of one tensor: processes exchange them in one call that allocates nothing, and a
+        recorded graph finds them where they were."""
         parameters = list(self.model.parameters())
         self.gradients = parameters[0].detach().new_zeros(sum(parameter.numel() for parameter in parameters))
         views = torch.split(self.gradients, [parameter.numel() for parameter in parameters])
@@ -147,6 +149,11 @@ class TrainState:
             self.optimizer.zero_grad()
         else:
             self.gradients.zero_()
+
+    def take_back_count(self) -> None:
+        """Let the optimizer's count of steps be that of the updates, after a step that did not come about."""
+        for values in self.optimizer.state.values():
+            values["step"].fill_(self.updates)
 
     def restore(self, generation: Generation) -> None:
         """Take over everything from a generation; `CheckpointError` where it is of another shape."""
@@ -207,10 +214,9 @@ class TrainState:
         for name, value in tensors.items():
             owner, _, key = name.rpartition(".")
             parameter = parameters[owner]
-            if value.shape == parameter.shape and value.dim():
-                # In the parameter's memory format, as the optimizer itself would have made it.
-                value = torch.empty_like(parameter).copy_(value)
-            self.optimizer.state[parameter][key] = value.detach().clone()
+            # In the parameter's memory format, as the optimizer itself would have made it.
+            like = parameter if value.shape == parameter.shape else parameter.new_empty(value.shape)
+            self.optimizer.state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(value)
 
 
 def _share(tensor: Tensor, accelerator: Accelerator) -> None:

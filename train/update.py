@@ -1,5 +1,14 @@
-"""One update: micro-batches, one exchange between processes, one step of the optimizer, all or nothing."""
+"""One update: micro-batches, one exchange between processes, one step of the optimizer, all or nothing.
 
+    RAM       batch: images, noise                        finite? memory? -> clip, step, average
+                 |  a part at a time                            ^
+    device       v                                              | the only read
+              [images -> model -> loss -> gradients, sums] ... norm
+
+The bracket is a micro-batch, on CUDA one recorded graph. Until the sums are read, nothing but gradients has changed.
+"""
+
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +22,10 @@ from torch import Tensor
 from pipeline import Batch
 from pipeline.counter import make_key
 from pipeline.errors import LeanstreamError
-from pipeline.noise import normal
-from train.config import Config
-from train.objectives import Likelihood, Terms, objective
+from train.config import Config, LossConfig
+from train.device import Recorder, layout, release, to_device
+from train.models import FaceVAE
+from train.objectives import Factors, Likelihood, Terms, factors_of, objective
 from train.schedule import ema_decay, kl_weight, learning_rate
 from train.state import TrainState
 
@@ -29,6 +39,8 @@ class Update:
     loss: float
     mse: float
     """Mean squared error a pixel and channel, images in [0, 1]."""
+    grey_mse: float
+    """The same of a plain grey answer."""
     kl: float
     """Nats an image."""
     grad_norm: float
@@ -48,161 +60,265 @@ def apply_update(
     epoch_samples: int,
     requests: int = 0,
     settle: Callable[[], object] | None = None,
+    recorder: Recorder | None = None,
 ) -> Update:
-    """Consume one batch (this process's part, on its device) and advance the position by the global batch.
+    """Consume one batch (this process's part, in RAM) and advance the position by the global batch.
 
     `requests` are this process's flags (up to 16 bits), given to all processes along with the sums. An fp16 overflow or
     running out of GPU memory changes nothing but the loss scale or the micro-batch, and the same positions are
-    computed again with the same noise. `settle` is called before weights, average or moments change.
+    computed again with the same noise. `settle` is called before weights, average or moments change. `recorder` turns
+    micro-batches into graphs; the state's gradients must then be laid out.
 
     Raises `LeanstreamError` where the loss stays non-finite or not even one image fits.
     """
-    replays = 0
-    while (found := _attempt(state, batch, config, accelerator, requests)) is None:
+    replays, rate = 0, learning_rate(config.optim, state.position, total_images)
+    while True:
+        buffers = [torch.empty_like(buffer) for buffer in state.model.buffers()]
+        _copy_all(buffers, list(state.model.buffers()))
+        put_back = functools.partial(_put_back, state, buffers)
+        found = _attempt(state, batch, config, accelerator, requests, recorder, put_back)
+        if found is not None and _step(state, config, accelerator, found.grad_norm, rate, settle, recorder):
+            break
+        put_back()
         replays += 1
         if replays > MAX_REPLAYS:
             raise LeanstreamError(
                 f"an update must succeed within {MAX_REPLAYS} replays; got none at position {state.position}. "
                 "The last checkpoint stands: try --train.mixed-precision bf16 or no."
             )
-    rate = learning_rate(config.optim, state.position, total_images)
-    grad_norm = found.grad_norm
-    if config.optim.clip_norm is not None and grad_norm > config.optim.clip_norm:
-        _scale_gradients(state, config.optim.clip_norm / grad_norm)
-    if settle is not None:
-        settle()
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.step()
     state.zero_gradients()
     images = config.train.batch_size
-    mse = found.squared_error / (images * batch.images[0].numel())
+    values = images * batch.images[0].numel()
     state.position += images
     state.updates += 1
     state.loss_scale.applied()
-    error = found.error / (images * batch.images[0].numel())
-    state.error = state.error.updated(error, images, config.loss.sigma_halflife_images)
+    state.error = state.error.updated(found.sums.error / values, images, config.loss.sigma_halflife_images)
     decay = ema_decay(config.train.ema_halflife_images, state.position, state.position - state.averaged)
     if decay is not None:
-        _average_weights(state, decay)
-    state.count_samples(batch.positions.cpu().numpy(), batch.digests, epoch_samples)
-    return Update(found.loss / images, mse, found.kl / images, grad_norm, rate, replays, found.requests)
+        average_weights(state, decay)
+    state.count_samples(batch.positions.numpy(), batch.digests, epoch_samples)
+    return Update(
+        found.sums.loss / images,
+        found.sums.squared_error / values,
+        found.sums.grey_error / values,
+        found.sums.kl / images,
+        found.grad_norm,
+        rate,
+        replays,
+        found.requests,
+    )
 
 
-class _Found(NamedTuple):
-    """Sums over the global batch, and the norm of the gradients that stand ready."""
+def micro_batch_pass(model: FaceVAE, config: LossConfig, images: Tensor, noise: Tensor, factors: Tensor) -> Tensor:
+    """Add the gradients of some images to those that stand; gives the sums of their `Terms`, float32 [5].
+
+    Args:
+        model: in training mode.
+        config: of the objective.
+        images: uint8 [B, 3, H, W].
+        noise: float32 [B, Z].
+        factors: float32 [5], on the device as all of it: `Factors`, and what the summed loss is multiplied by.
+    """
+    *weights, scale = factors.unbind()
+    # In place: a new tensor costs more than the division.
+    pictures = images.to(torch.float32, memory_format=layout(images.device)).div_(255)
+    terms = objective(config, model(pictures, noise), pictures, Factors(*weights))
+    (terms.loss.sum() * scale).backward()  # type: ignore[no-untyped-call]
+    return torch.stack([term.detach() for term in terms]).sum(1)
+
+
+class _Sums(NamedTuple):
+    """`Terms` summed over the images of the global batch."""
 
     loss: float
     squared_error: float
     error: float
     kl: float
+    grey_error: float
+
+
+class _Found(NamedTuple):
+    """What was read from the device; the gradients that stand are those of it, times the loss scale."""
+
+    sums: _Sums
     grad_norm: float
     requests: int
 
 
-def _attempt(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator, requests: int) -> _Found | None:
-    """Gradients for one update, or None after everything was put back for a replay."""
-    buffers = [buffer.clone() for buffer in state.model.buffers()]
-    sums, out_of_memory = _accumulate(state, batch, config, accelerator)
-    (loss, squared_error, error, kl), failed, voted = _vote(accelerator, sums, out_of_memory, requests)
+def _attempt(
+    state: TrainState,
+    batch: Batch,
+    config: Config,
+    accelerator: Accelerator,
+    requests: int,
+    recorder: Recorder | None,
+    put_back: Callable[[], object],
+) -> _Found | None:
+    """Gradients for one update, or None where it must be tried again: with less memory or a smaller loss scale."""
+    parts, out_of_memory = _accumulate(state, batch, config, accelerator, recorder, put_back)
+    _ = batch.digests  # The host's own work, while the device computes.
+    found, failed = _exchange_and_read(state, accelerator, parts, out_of_memory, requests)
     if failed:
-        _shrink_micro_batch(state)
+        _shrink_micro_batch(state, accelerator, recorder)
     else:
-        grad_norm = _exchange_and_measure(state, accelerator)
-        if math.isfinite(grad_norm) and math.isfinite(loss):
-            return _Found(loss, squared_error, error, kl, grad_norm, voted)
+        assert found is not None, "nothing failed"
+        if math.isfinite(found.grad_norm) and math.isfinite(found.sums.loss):
+            return found
         if accelerator.mixed_precision != "fp16":
             raise LeanstreamError(
-                f"the loss must stay finite; got loss {loss} and gradient norm {grad_norm} at update "
+                f"the loss must stay finite; got loss {found.sums.loss} and gradient norm {found.grad_norm} at update "
                 f"{state.updates + 1} (position {state.position}). The last checkpoint stands: "
                 "run again with a lower --optim.learning-rate or with --optim.clip-norm."
             )
         state.loss_scale.overflowed()
-    state.zero_gradients()
-    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
     return None
 
 
-def _accumulate(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator) -> tuple[Tensor, bool]:
-    """Gradients of the loss divided by the global batch; float64 sums of `Terms`; out of memory?"""
-    model = state.model.train()
-    likelihood = Likelihood.of(config.loss, state.error)
-    weight = kl_weight(config.loss, state.position)
-    scale = state.loss_scale.value if accelerator.mixed_precision == "fp16" else 1.0
-    sums = torch.zeros(len(Terms._fields), dtype=torch.float64)
-    parts = []
+def _accumulate(
+    state: TrainState,
+    batch: Batch,
+    config: Config,
+    accelerator: Accelerator,
+    recorder: Recorder | None,
+    put_back: Callable[[], object],
+) -> tuple[list[Tensor], bool]:
+    """Gradients of the loss divided by the global batch; of each micro-batch the sums of `Terms`; out of memory?"""
+    model, device = state.model.train(), accelerator.device
+    draws, micro_batch = model.draws_for_itself, state.micro_batch
+    if draws or model.recompute:
+        recorder = None  # Both turn to generators of random numbers, which a graph would have to know.
+    call = functools.partial(micro_batch_pass, model, config.loss)
+    parts: list[Tensor] = []
     try:
-        for begin in range(0, len(batch), state.micro_batch):
-            part = slice(begin, begin + state.micro_batch)
-            positions = batch.positions[part]
-            images = batch.images[part].float().div_(255)  # In place: a new tensor costs more than the division.
-            noise = normal(positions, model.latent, seed=config.run.seed, stream="latent")
-            if model.draws_for_itself:
-                torch.manual_seed(make_key("layers", config.run.seed, int(positions[0]))[0])
-            with accelerator.autocast():
-                output = model(images, noise)
-            terms = objective(config.loss, output, images, likelihood, weight)
-            (terms.loss.sum() * (scale / config.train.batch_size)).backward()  # type: ignore[no-untyped-call]
-            parts.append(torch.stack([term.detach().sum() for term in terms]))
-        sums = torch.stack(parts).cpu().double().sum(0)
-        _reserve_step(state)
+        factors = _factors(state, batch, config, accelerator)
+        for begin in range(0, len(batch), micro_batch):
+            moved = batch.to(device, slice(begin, begin + micro_batch))
+            assert moved.noise is not None, "the trainer's loader draws it"
+            if draws:
+                torch.manual_seed(make_key("layers", config.run.seed, int(moved.positions[0]))[0])
+            inputs = (moved.images, moved.noise, factors)
+            if recorder is None or len(moved) < micro_batch:
+                parts.append(call(*inputs))
+            else:
+                parts.append(recorder.run(call, inputs, put_back).clone())
     except torch.OutOfMemoryError:
-        return sums, True
-    return sums, False
+        return [], True
+    return parts, False
 
 
-def _reserve_step(state: TrainState) -> None:
-    """Have the allocator hold what the optimizer's step will take for itself, a temporary of each weight.
+def _factors(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator) -> Tensor:
+    """What this update's losses are weighed by, and the scale of their gradients; float32 [5] on the device."""
+    likelihood, weight = Likelihood.of(config.loss, state.error), kl_weight(config.loss, state.position)
+    factors = factors_of(config.loss, likelihood, batch.images[0].numel(), weight)
+    return to_device(
+        [*map(float, factors), _loss_scale(state, accelerator) / config.train.batch_size], accelerator.device
+    )
 
-    So that a lack of memory shows now, where nothing has changed yet and all processes can still replay.
-    """
-    first = next(state.model.parameters())
-    torch.empty(sum(parameter.nbytes for parameter in state.model.parameters()), dtype=torch.uint8, device=first.device)
+
+def _loss_scale(state: TrainState, accelerator: Accelerator) -> float:
+    return state.loss_scale.value if accelerator.mixed_precision == "fp16" else 1.0
 
 
-def _vote(accelerator: Accelerator, sums: Tensor, out_of_memory: bool, requests: int) -> tuple[list[float], bool, int]:
-    """Sums over all processes, whether any ran out of memory, and the requests of all."""
+def _exchange_and_read(
+    state: TrainState, accelerator: Accelerator, parts: list[Tensor], out_of_memory: bool, requests: int
+) -> tuple[_Found | None, bool]:
+    """What all processes found together, and whether any of them ran out of memory: one read from the device."""
+    scale, count = _loss_scale(state, accelerator), len(Terms._fields)
     if accelerator.num_processes == 1:
-        return sums.tolist(), out_of_memory, requests
+        if out_of_memory:
+            return None, True
+        *sums, norm = torch.cat([*parts, _exchange_and_measure(state, accelerator).reshape(1)]).tolist()
+        totals = (math.fsum(sums[term::count]) for term in range(count))
+        return _Found(_Sums(*totals), norm / scale, requests), False
+    # The device adds up; memory that one process lacked makes all of them compute again, so nobody waits for another.
     bits = [float(requests >> bit & 1) for bit in range(16)]
-    votes = torch.tensor([*sums.tolist(), float(out_of_memory), *bits], dtype=torch.float64, device=accelerator.device)
+    flags = to_device([float(out_of_memory), *bits], accelerator.device).double()
+    mine = torch.stack(parts).double().sum(0) if parts else flags.new_zeros(count)
+    votes = torch.cat([mine, flags])
     torch.distributed.all_reduce(votes)
-    totals, (failed, *counts) = votes[: len(sums)].tolist(), votes[len(sums) :].tolist()
-    return totals, failed > 0, sum(1 << bit for bit, count in enumerate(counts) if count)
+    norm_of_all = _exchange_and_measure(state, accelerator).double().reshape(1)
+    *sums, norm = torch.cat([votes, norm_of_all]).tolist()
+    failed, *counts = sums[count:]
+    voted = sum(1 << bit for bit, votes_for in enumerate(counts) if votes_for)
+    return _Found(_Sums(*sums[:count]), norm / scale, voted), failed > 0
 
 
-def _shrink_micro_batch(state: TrainState) -> None:
+def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> Tensor:
+    """Sum the gradients over processes in one exchange; gives their norm, the loss scale still in it."""
+    if accelerator.num_processes > 1:
+        # Nothing is allocated from the vote on: what one process lacked there, all others would wait for.
+        assert state.gradients is not None, "laid out before the first update"
+        torch.distributed.all_reduce(state.gradients)
+    return torch.nn.utils.get_total_norm(_gradients(state))
+
+
+def _step(
+    state: TrainState,
+    config: Config,
+    accelerator: Accelerator,
+    grad_norm: float,
+    rate: float,
+    settle: Callable[[], object] | None,
+    recorder: Recorder | None,
+) -> bool:
+    """One step of the optimizer; False if it lacked memory and has changed nothing."""
+    factor, limit = 1 / _loss_scale(state, accelerator), config.optim.clip_norm
+    if limit is not None and grad_norm > limit:
+        factor *= limit / grad_norm
+    if factor != 1:
+        torch._foreach_mul_(_gradients(state), factor)
+    if settle is not None:
+        settle()
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    try:
+        state.optimizer.step()
+    except torch.OutOfMemoryError as error:
+        # A fused step allocates nothing once it changes weights: at most it has counted itself.
+        if accelerator.num_processes > 1:
+            raise LeanstreamError(
+                "all processes must make the same step; got out of memory in this one. "
+                "The last checkpoint stands: run the same command again with a smaller --train.micro-batch."
+            ) from error
+    else:
+        return True
+    state.take_back_count()
+    _shrink_micro_batch(state, accelerator, recorder)
+    return False
+
+
+def _put_back(state: TrainState, buffers: list[Tensor]) -> None:
+    """Gradients to zero, and the model's buffers as they were."""
+    state.zero_gradients()
+    _copy_all(list(state.model.buffers()), buffers)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Overwrite tensors, those of one type together."""
+    for dtype in {target.dtype for target in targets}:
+        chosen = [place for place, target in enumerate(targets) if target.dtype == dtype]
+        torch._foreach_copy_([targets[place] for place in chosen], [sources[place] for place in chosen])
+
+
+def _shrink_micro_batch(state: TrainState, accelerator: Accelerator, recorder: Recorder | None) -> None:
     if state.micro_batch == 1:
         raise LeanstreamError(
             "one image must fit the GPU's memory; got out of memory at a micro-batch of 1. "
             "Choose a smaller model or end what else uses the GPU."
         )
     state.micro_batch = (state.micro_batch + 1) // 2
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if recorder is not None:
+        recorder.forget()
+    release(accelerator.device)
 
 
-def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> float:
-    """Sum the gradients over processes in one exchange, undo the loss scale, return their norm."""
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    if accelerator.num_processes > 1:
-        # Nothing is allocated from the vote on: what one process lacked there, all others would wait for.
-        assert state.gradients is not None, "laid out before the first update"
-        torch.distributed.all_reduce(state.gradients)
-    if accelerator.mixed_precision == "fp16":
-        _scale_gradients(state, 1 / state.loss_scale.value)
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def _scale_gradients(state: TrainState, factor: float) -> None:
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, factor)
+def _gradients(state: TrainState) -> list[Tensor]:
+    return [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
 
 
 @torch.no_grad()
-def _average_weights(state: TrainState, decay: float) -> None:
+def average_weights(state: TrainState, decay: float) -> None:
+    """Move the average towards the weights; `decay` is what it keeps of itself."""
     torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
-    for average, buffer in zip(state.ema.buffers(), state.model.buffers(), strict=True):
-        average.copy_(buffer)
+    _copy_all(list(state.ema.buffers()), list(state.model.buffers()))
     state.averaged = state.position

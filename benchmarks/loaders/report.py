@@ -40,6 +40,8 @@ REQUIREMENTS = (
         "raw: share of a bare gather, same threads", "ours-raw", "images_per_s", 0.6, "limit-raw-gather-threads"
     ),
     Requirement("raw, first pass: times webdataset", "ours-raw", "first_pass_images_per_s", 15, "webdataset-raw"),
+    Requirement("JPEG: with noise, share of without", "ours-jpeg-noise", "images_per_s", 0.8, "ours-jpeg"),
+    Requirement("raw: with noise, share of without", "ours-raw-noise", "images_per_s", 0.3, "ours-raw"),
     Requirement("JPEG: first batch, seconds", "ours-jpeg", "first_batch_s", 0.3),
     Requirement("raw: first batch, seconds", "ours-raw", "first_batch_s", 0.3),
 )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ENCODINGS = ("jpeg", "raw")
+NOISE = 128
+"""Normals that ours draws for each image, in the mode of this name."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ VARIANTS = (
     Variant(LIMIT, "jpeg", "simplejpeg"),
     Variant(LIMIT, "jpeg", "simplejpeg-fast"),
     Variant(OURS, "jpeg"),
+    Variant(OURS, "jpeg", "noise"),
     Variant(FFCV, "jpeg"),
     Variant(WEBDATASET, "jpeg"),
     Variant(DATASETS, "jpeg"),
@@ -78,6 +81,7 @@ VARIANTS = (
     Variant(LIMIT, "raw", "gather", threads=1),
     Variant(LIMIT, "raw", "gather-threads"),
     Variant(OURS, "raw"),
+    Variant(OURS, "raw", "noise"),
     Variant(FFCV, "raw"),
     Variant(WEBDATASET, "raw"),
     Variant(DATASETS, "raw"),

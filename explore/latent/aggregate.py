@@ -100,7 +100,7 @@ def aggregate(
         assert batch.keys is not None, "they were asked for"
         keys += batch.keys
         origins += [split] * len(batch)
-        mean, logvar = batch.mean.double().cpu(), batch.logvar.double().cpu()
+        mean, logvar = batch.mean.cpu().double(), batch.logvar.cpu().double()
         kl += 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(0)
         first += mean.sum(0)
         second += mean.T @ mean

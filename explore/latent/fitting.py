@@ -42,7 +42,7 @@ class Aggregate:
 
     def add(self, mean: Tensor, logvar: Tensor) -> None:
         """Posteriors [B, Z] each."""
-        mean, logvar = mean.double().cpu(), logvar.double().cpu()
+        mean, logvar = mean.cpu().double(), logvar.cpu().double()
         self.first += mean.sum(0)
         # Law of total variance: that of the means, and the mean of the posteriors' own.
         self.second += mean.T @ mean + torch.diag(logvar.exp().sum(0))

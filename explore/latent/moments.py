@@ -19,7 +19,7 @@ class Moments:
 
     def add(self, latents: Tensor, labels: Tensor) -> None:
         """Add `latents` [B, Z] and their `labels` [B, A]."""
-        joined = torch.cat([latents.double().cpu(), labels.double().cpu()], dim=1)
+        joined = torch.cat([latents.cpu().double(), labels.cpu().double()], dim=1)
         self._first += joined.sum(0)
         self._second += joined.T @ joined
         self.count += len(joined)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -166,8 +167,8 @@ def _patches(level: Tensor, first: int, seed: int) -> Tensor:
 
 def _directions(side: int, seed: int) -> Tensor:
     """Unit vectors, float32 [147, DIRECTIONS]."""
-    vectors = normal(torch.arange(DIRECTIONS), 3 * PATCH**2, seed=seed, stream=f"directions {side}")
-    return functional.normalize(vectors, dim=1).T.contiguous()
+    vectors = normal(np.arange(DIRECTIONS), 3 * PATCH**2, seed=seed, stream=f"directions {side}")
+    return functional.normalize(torch.from_numpy(vectors), dim=1).T.contiguous()
 
 
 def _chunks(images: Images) -> Iterator[tuple[int, Tensor]]:

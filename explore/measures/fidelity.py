@@ -40,11 +40,11 @@ def fidelity(trained: Trained, split: str, count: int, seeds: Sequence[int], con
             "rate_nats": kl_divergence(batch.mean, batch.logvar),
         }
         for name, values in found.items():
-            sums[name] += float(values.double().sum())
+            sums[name] += float(values.cpu().double().sum())
         for seed in seeds:
             sampled = trained.model.decode(batch.sample(seed))
             nats = likelihood.nats(likelihood.error(sampled, batch.images), dimensions)
-            distortions[seed] += float(nats.double().sum())
+            distortions[seed] += float(nats.cpu().double().sum())
     real, answered = sums.pop("detail"), sums.pop("answered detail")
     figures = {name: [total / count] for name, total in sums.items()}
     figures["sharpness"] = [answered / real if real else 1.0]

@@ -183,8 +183,8 @@ def _dimension_kl(trained: Trained) -> Tensor:
     """Mean KL divergence of each dimension's posterior from N(0, 1) [Z], nats."""
     total, count = torch.zeros(trained.model.latent, dtype=torch.float64), 0
     for batch in encoded(trained, "train", RANKING_IMAGES):
-        mean, logvar = batch.mean.double(), batch.logvar.double()
-        total += (0.5 * (mean.square() + logvar.exp() - 1 - logvar)).sum(0).cpu()
+        mean, logvar = batch.mean.cpu().double(), batch.logvar.cpu().double()
+        total += (0.5 * (mean.square() + logvar.exp() - 1 - logvar)).sum(0)
         count += len(batch)
     return total / count
 

@@ -159,7 +159,12 @@ def test_missing_libraries_are_named(monkeypatch, tmp_path):
 
 def test_variants_can_be_chosen():
     assert {variant.loader.name for variant in chosen([], ["raw"])} == {known.name for known in LOADERS}
-    assert [variant.name for variant in chosen(["ours"], ["jpeg", "raw"])] == ["ours-jpeg", "ours-raw"]
+    assert [variant.name for variant in chosen(["ours"], ["jpeg", "raw"])] == [
+        "ours-jpeg",
+        "ours-jpeg-noise",
+        "ours-raw",
+        "ours-raw-noise",
+    ]
 
 
 def test_a_whole_run_measures_what_is_there_and_names_what_is_not(photos, tmp_path):

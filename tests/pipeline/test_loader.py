@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from pipeline import StreamingLoader
-from pipeline.batch import Buffer, digests
+from pipeline.batch import Buffer, Layout, digests
 from pipeline.counter import draw_words
 from pipeline.errors import ConfigError, UserError
 from pipeline.format import SUFFIX, ShardSet
+from pipeline.noise import normal
 from pipeline.order import Order
 from tests.helpers import make_attributes, make_image, make_key, make_shard_set
 
@@ -135,6 +136,55 @@ def test_flips_do_not_depend_on_ranks_or_the_start(raw):
         for batch in load(raw, 3, flip=True, rank=rank, world_size=2, start=13):
             for position, image in zip(batch.positions.tolist(), pixels(batch), strict=True):
                 np.testing.assert_array_equal(image, whole[position])
+
+
+def test_noise_is_drawn_by_seed_and_position(raw):
+    for batch in load(raw, 6, seed=3, noise=5):
+        assert batch.noise.shape == (8, 5)
+        assert batch.noise.dtype == torch.float32
+        assert batch.noise.is_contiguous()
+        np.testing.assert_array_equal(batch.noise.numpy(), normal(batch.positions.numpy(), 5, seed=3, stream="latent"))
+
+
+def test_noise_is_not_drawn_unless_asked_for(raw):
+    assert load(raw, 1)[0].noise is None
+
+
+def test_noise_changes_nothing_else(sets):
+    for one, other in zip(load(sets["jpeg"], 6), load(sets["jpeg"], 6, noise=3), strict=True):
+        assert same(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 1},
+        {"threads": 5, "prefetch": 3},
+        {"batch_size": 96},
+        {"batch_size": 7, "start": 3},
+        {"rank": 1, "world_size": 2},
+        {"rank": 3, "world_size": 4, "start": 9},
+        {"flip": True, "labels": True},
+    ],
+    ids=str,
+)
+def test_noise_of_a_position_is_the_same_however_it_is_read(sets, settings):
+    whole = torch.cat([batch.noise for batch in load(sets["jpeg"], 20, noise=6, seed=1)])
+    for batch in load(sets["jpeg"], 1 if "batch_size" in settings else 8, noise=6, seed=1, **settings):
+        assert torch.equal(batch.noise, whole[batch.positions])
+
+
+def test_noise_of_a_position_is_the_same_after_seeking(raw):
+    whole = torch.cat([batch.noise for batch in load(raw, 12, noise=6)])
+    with StreamingLoader(raw, batch_size=8, threads=2, noise=6) as loader:
+        state = loader.state_dict()
+        for position in (40, 0, 83, 8):
+            loader.load_state_dict(state | {"position": position})
+            batch = next(loader)
+            assert batch.positions[0] == position
+            assert torch.equal(batch.noise, whole[position : position + 8])
+    with StreamingLoader(raw, batch_size=8, threads=2, noise=2) as loader:  # A state says nothing of the noise.
+        loader.load_state_dict(state)
 
 
 # The same batches, however they are read
@@ -289,6 +339,46 @@ def test_whatever_is_left_of_a_batch_keeps_its_memory(raw, derive):
         np.testing.assert_array_equal(np.asarray(part), before)
 
 
+@pytest.mark.parametrize("derive", [lambda noise: noise, lambda noise: noise[3], lambda noise: noise[2:].numpy()])
+def test_noise_alone_keeps_its_memory_and_that_of_the_images(raw, derive):
+    with StreamingLoader(raw, batch_size=8, threads=2, prefetch=1, noise=7) as loader:
+        kept, copies, places = [], [], set()
+        for batch in itertools.islice(loader, 30):
+            kept.append(derive(batch.noise))
+            copies.append(np.asarray(kept[-1]).copy())
+            places.add(batch.images.data_ptr())
+        assert len(places) == 30
+        for noise, copy in zip(kept, copies, strict=True):
+            np.testing.assert_array_equal(np.asarray(noise), copy)
+        images = next(loader).images
+        before = images.clone()
+        for _ in range(12):
+            next(loader)
+        assert torch.equal(images, before), "nor is noise drawn over images that are kept"
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_images_and_noise_lie_in_one_piece_of_memory(size):
+    layout = Layout((3, size, size, 3), 10)
+    buffer = Buffer(layout, pinned=False)
+    assert buffer.array.nbytes == layout.bytes
+    assert buffer.images.shape == (3, size, size, 3)
+    assert buffer.noise.shape == (3, 10)
+    begin, images, noise = (array.ctypes.data for array in (buffer.array, buffer.images, buffer.noise))
+    assert images == begin
+    assert noise % 64 == 0
+    assert begin + buffer.images.nbytes <= noise < begin + buffer.images.nbytes + 64
+    assert noise + buffer.noise.nbytes == begin + buffer.array.nbytes
+
+
+def test_noise_counts_as_memory_of_the_batches_ahead(raw):
+    memory = 6 * 8 * (16 * 16 * 3)
+    with StreamingLoader(raw, batch_size=8, ram_bytes=memory) as loader:
+        assert loader.prefetch == 4
+    with StreamingLoader(raw, batch_size=8, ram_bytes=memory, noise=16 * 16 * 3 // 4) as loader:
+        assert loader.prefetch == 1
+
+
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_dropped_buffers_are_used_again(raw, prefetch):
     with StreamingLoader(raw, batch_size=8, threads=2, prefetch=prefetch) as loader:
@@ -419,12 +509,41 @@ def test_moving_a_batch_to_where_it_is_changes_nothing(raw):
 
 
 def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(raw):
-    batch = load(raw, 1, labels=True)[0]
+    batch = load(raw, 1, labels=True, noise=4)[0]
     moved = batch.to("meta")
-    assert {moved.images.device.type, moved.positions.device.type, moved.labels.device.type} == {"meta"}
+    assert {moved.images.device.type, moved.labels.device.type, moved.noise.device.type} == {"meta"}
+    assert moved.positions is batch.positions, "on the CPU, always"
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
     assert moved.keys == batch.keys
     assert moved.digests is batch.digests
+
+
+@pytest.mark.parametrize("part", [slice(2, 5), slice(6, 20), slice(0, 1), slice(None, None, 3)], ids=str)
+def test_a_part_of_a_batch_is_a_batch_of_its_own(raw, part):
+    batch = load(raw, 2, labels=True, noise=4)[1]
+    chosen = batch.to("cpu", part)
+    assert len(chosen) == len(range(8)[part])
+    for name in ("images", "positions", "labels", "noise"):
+        assert torch.equal(getattr(chosen, name), getattr(batch, name)[part])
+    assert chosen.keys == batch.keys[part]
+    assert np.array_equal(chosen.digests, batch.digests[part])
+    moved = batch.to("meta", part)
+    assert moved.images.shape == chosen.images.shape
+    assert moved.noise.shape == chosen.noise.shape
+    assert torch.equal(moved.positions, chosen.positions)
+    assert moved.keys == chosen.keys
+
+
+def test_a_part_of_a_batch_without_labels_and_noise_has_none(raw):
+    chosen = load(raw, 1)[0].to("cpu", slice(2))
+    assert chosen.labels is None
+    assert chosen.noise is None
+
+
+def test_a_part_that_is_the_whole_batch_is_that_batch(raw):
+    batch = load(raw, 1, noise=4)[0]
+    for part in (slice(None), slice(0, 8), slice(0, 100)):
+        assert batch.to("cpu", part) is batch
 
 
 # Arguments
@@ -436,6 +555,7 @@ def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(raw):
         ({"batch_size": 0}, ConfigError, "batch_size must be at least 1; got 0"),
         ({"threads": 0}, ConfigError, "threads must be at least 1; got 0"),
         ({"prefetch": 0}, ConfigError, "prefetch must be at least 1; got 0"),
+        ({"noise": -1}, ConfigError, "noise must be at least 0; got -1"),
         ({"start": -1}, ConfigError, "start must be at least 0; got -1"),
         ({"world_size": 0}, ConfigError, "world_size must be at least 1; got 0"),
         ({"rank": 2, "world_size": 2}, ConfigError, "rank must be below world_size 2; got 2"),

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from pipeline.noise import normal
 from tests.helpers import make_image
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.evaluate import Gaussian, aggregate_posterior, mean_image_psnr, score, stream_images
+from train.grids import training_grid
 from train.models import FaceVAE
 from train.objectives import Likelihood, kl_divergence
 from train.similarity import detail, ssim
@@ -54,7 +56,8 @@ def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable
     assert found.ssim == pytest.approx(float(ssim(images, model.decode(mean)).mean()), rel=1e-5)
     assert found.sharpness == pytest.approx(float(detail(model.decode(mean)).sum() / detail(images).sum()), rel=1e-4)
     assert found.active_units == int((mean.var(0, correction=0) > 0.01).sum())
-    sampled = model.decode(mean + torch.exp(0.5 * logvar) * normal(torch.arange(70), 4, seed=0, stream="score"))
+    noise = torch.from_numpy(normal(np.arange(70), 4, seed=0, stream="score"))
+    sampled = model.decode(mean + torch.exp(0.5 * logvar) * noise)
     density = torch.distributions.Normal(sampled, 0.02**0.5).log_prob(images).flatten(1).sum(1)
     assert found.distortion_nats == pytest.approx(-float(density.mean()), rel=1e-5)
     nats = found.rate_nats + found.distortion_nats
@@ -73,7 +76,7 @@ def test_the_aggregate_posterior_is_the_mixtures_mean_and_covariance(model: Face
 def test_samples_have_the_gaussians_moments() -> None:
     spread = torch.tensor([[1.0, 0.0], [3.0, 0.5]], dtype=torch.float64)
     gaussian = Gaussian(torch.tensor([5.0, -5.0], dtype=torch.float64), spread @ spread.T)
-    latents = gaussian.sample(normal(torch.arange(50_000), 2, seed=0, stream="a test"))
+    latents = gaussian.sample(torch.from_numpy(normal(np.arange(50_000), 2, seed=0, stream="a test")))
     assert latents.dtype == torch.float32
     torch.testing.assert_close(latents.mean(0).double(), gaussian.mean, rtol=0.01, atol=0)
     torch.testing.assert_close(torch.cov(latents.double().T), gaussian.covariance, rtol=0.03, atol=0)
@@ -90,3 +93,33 @@ def test_the_floor_is_the_psnr_of_the_mean_training_picture(faces: ShardSet) -> 
 def test_a_split_that_is_not_there_is_an_error(model: FaceVAE, faces: ShardSet) -> None:
     with pytest.raises(UserError, match=r"one of the set's \(train, val\); got 'test'"):
         score(model, faces, "test", CPU, Likelihood("gaussian", 0.02))
+
+
+class Hungry(FaceVAE):
+    """Decodes and encodes at most three at once."""
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return super().encode(images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 3:
+            raise torch.OutOfMemoryError
+        return super().decode(latents)
+
+
+def test_with_little_memory_left_the_same_is_found_by_smaller_batches(
+    model: FaceVAE, shard_set: Callable[..., ShardSet]
+) -> None:
+    shards = shard_set(samples={"val": 20}, size=32)
+    hungry = tiny_model(tiny_config(), kind=Hungry)
+    likelihood = Likelihood("gaussian", 0.02)
+    found, expected = (score(each, shards, "val", CPU, likelihood) for each in (hungry, model))
+    assert found.images == expected.images
+    assert found.bits_per_dimension == pytest.approx(expected.bits_per_dimension, rel=1e-5)
+    assert found.psnr_db == pytest.approx(expected.psnr_db, rel=1e-5)
+    fitted, prior = (aggregate_posterior(each, shards, "val", 20, CPU) for each in (hungry, model))
+    torch.testing.assert_close(fitted.covariance, prior.covariance, rtol=1e-4, atol=1e-6)
+    painted, grid = (training_grid(each, shards, "val", prior, CPU, 0) for each in (hungry, model))
+    assert np.abs(np.asarray(painted, np.int64) - np.asarray(grid, np.int64)).max() <= 1

@@ -9,7 +9,8 @@ from torch.distributions import kl_divergence as reference_kl
 from tests.train.tiny import tiny_config, tiny_model
 from train.config import LossConfig
 from train.models import Output
-from train.objectives import Likelihood, RunningError, kl_divergence, laplacian_l1, objective
+from train.objectives import Factors, Likelihood, RunningError, Terms, factors_of, kl_divergence, laplacian_l1
+from train.objectives import objective as weighed
 
 OBJECTIVES: list[Any] = ["optimal_sigma", "l1", "mse", "beta"]
 
@@ -19,6 +20,12 @@ PERCEPTUAL: list[Any] = [(name, weight) for name in OBJECTIVES for weight in (0.
 
 def gaussian(variance: float) -> Likelihood:
     return Likelihood("gaussian", variance)
+
+
+def objective(
+    config: LossConfig, answer: Output, images: torch.Tensor, likelihood: Likelihood, kl_weight: float = 1.0
+) -> Terms:
+    return weighed(config, answer, images, factors_of(config, likelihood, images[0].numel(), kl_weight))
 
 
 def test_kl_is_torchs() -> None:
@@ -39,6 +46,23 @@ def test_mse_is_the_weighted_mean_square_plus_kl() -> None:
     torch.testing.assert_close(terms.squared_error, torch.full((2,), 48 * 0.01))
     torch.testing.assert_close(terms.kl, torch.full((2,), 1.5))
     torch.testing.assert_close(terms.loss, torch.full((2,), 100 * 0.01 + 1.5))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_factors_may_be_tensors(name: Any) -> None:
+    """As in a recorded graph, which reads them anew each time."""
+    answer, images = output(0.1)
+    config = LossConfig(name, perceptual_weight=0.5)
+    factors = factors_of(config, gaussian(0.04), 48, 0.7)
+    expected = weighed(config, answer, images, factors)
+    found = weighed(config, answer, images, Factors(*torch.tensor(factors).unbind()))
+    assert all(term.equal(other) for term, other in zip(found, expected, strict=True))
+
+
+def test_the_error_of_a_grey_answer_needs_no_model() -> None:
+    answer, images = output(0.1)
+    terms = objective(LossConfig("mse"), answer, images + 0.25, gaussian(1.0))
+    torch.testing.assert_close(terms.grey_error, torch.full((2,), 48 * 0.0625))
 
 
 def test_optimal_sigma_is_a_gaussian_likelihood_plus_kl() -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline.errors import ConfigError
 from tests.train.tiny import tiny_config
-from train.process import StopRequest, make_accelerator, process_began, resolve_precision
+from train.process import StopRequest, make_accelerator, process_began
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -43,24 +42,19 @@ def test_sigterm_twice_is_one_request() -> None:
     assert stop.signal == "SIGTERM"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
-@pytest.mark.parametrize(
-    ("capabilities", "expected"), [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "no"), ({}, "no")]
-)
-def test_without_a_gpu_auto_follows_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
-) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert resolve_precision("auto") == expected
-    assert resolve_precision("no") == "no"
+def test_a_launcher_that_asks_for_the_cpu_gets_the_cpus_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --cpu` on a machine with a GPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    accelerator = make_accelerator(tiny_config())
+    assert (accelerator.device, accelerator.mixed_precision) == (torch.device("cpu"), "no")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
-def test_without_a_gpu_fp16_is_refused() -> None:
-    assert resolve_precision("bf16") == "bf16"
-    with pytest.raises(ConfigError, match="must have a CUDA GPU"):
-        resolve_precision("fp16")
+def test_the_device_of_a_run_has_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate gives a single GPU none, and CUDA's limit of memory wants one."""
+    monkeypatch.setattr("train.process.settle_device", lambda device: torch.device(device.type, 3))
+    assert make_accelerator(tiny_config(train={"mixed_precision": "no"})).device == torch.device("cpu", 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")

@@ -1,6 +1,8 @@
 """One process and two: `torchrun` and plain Python give the same training."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +88,33 @@ def test_a_run_of_one_process_goes_on_with_four_with_two_and_back(
 def test_a_batch_that_the_processes_cannot_share_is_an_error(faces: ShardSet) -> None:
     with pytest.raises(ConfigError, match="must be a multiple of 3 processes; got 16"):
         resolve(tiny_config(), faces, 3)
+
+
+def test_a_finished_run_ends_on_machines_that_share_no_disk(tiny_toml: Path, tmp_path: Path, faces: ShardSet) -> None:
+    """The second machine sees no files of the run, and must not wait for the first one alone."""
+    arguments = [str(tiny_toml), "--data.shards", str(faces.folder), "--run.dir"]
+    assert main([*arguments, str(tmp_path / "first")]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    machines = [
+        subprocess.Popen(
+            [sys.executable, train.run.__file__, *arguments, str(tmp_path / name)],
+            env={**os.environ, **together, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, name in enumerate(("first", "second"))
+    ]
+    try:
+        said = [machine.communicate(timeout=120) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "is finished at image 96" in said[0][0]
+    assert not said[1][0]
+    assert not (tmp_path / "second" / "checkpoints").exists()

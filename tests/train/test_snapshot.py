@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-import train.snapshot
+import train.device
 from pipeline.format import ShardSet
-from tests.train.tiny import generation_of, tiny_config, tiny_state, updates
+from tests.train.tiny import CPU, generation_of, tiny_config, tiny_state, updates
 from train.checkpoint import weights_sha256
 from train.snapshot import Snapshot, Tensors
 from train.update import apply_update
@@ -21,7 +21,7 @@ def sha256(parts: dict[str, Tensors]) -> str:
 def test_a_copy_is_contiguous_equal_and_its_own_also_the_second_time(faces: ShardSet, kind: str) -> None:
     config = tiny_config(model={"kind": kind})
     state = tiny_state(config)
-    snapshot = Snapshot(state.tensors())
+    snapshot = Snapshot(state.tensors(), CPU)
     memory: set[int] = set()
     for _ in range(2):
         list(updates(state, config, faces, 1))
@@ -47,7 +47,7 @@ def test_what_is_copied_beside_the_next_update_is_the_state_before_it(
     state, undisturbed = tiny_state(config), tiny_state(config)
     list(updates(state, config, faces, 2))
     expected = sha256(state.tensors())
-    snapshot = Snapshot(state.tensors())
+    snapshot = Snapshot(state.tensors(), CPU)
     snapshot.begin(state.tensors(), state.unsteady())
     found: list[str] = []
     writer = threading.Thread(target=lambda: found.append(sha256(snapshot.take())))
@@ -69,18 +69,18 @@ def test_what_is_copied_beside_the_next_update_is_the_state_before_it(
 
 
 def test_nothing_is_waited_for_where_nothing_is_copied() -> None:
-    assert Snapshot({"model": {"weight": torch.ones(2)}}).wait() == 0.0
+    assert Snapshot({"model": {"weight": torch.ones(2)}}, CPU).wait() == 0.0
 
 
 def test_a_copy_that_fails_lets_the_loop_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     state = tiny_state(tiny_config())
-    snapshot = Snapshot(state.tensors())
+    snapshot = Snapshot(state.tensors(), CPU)
 
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.snapshot, "_copy", fail)
+        patch.setattr(train.device.SideCopy, "copy", fail)
         snapshot.begin(state.tensors(), state.unsteady())
         with pytest.raises(torch.OutOfMemoryError):
             snapshot.take()
@@ -91,7 +91,7 @@ def test_a_copy_that_fails_lets_the_loop_go_on(monkeypatch: pytest.MonkeyPatch) 
 
 def test_two_copies_at_once_are_refused() -> None:
     state = tiny_state(tiny_config())
-    snapshot = Snapshot(state.tensors())
+    snapshot = Snapshot(state.tensors(), CPU)
     snapshot.begin(state.tensors(), state.unsteady())
     with pytest.raises(AssertionError, match="one copy at a time"):
         snapshot.begin(state.tensors(), state.unsteady())

@@ -1,6 +1,7 @@
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train.update
+from pipeline import Batch
 from pipeline.errors import LeanstreamError
 from pipeline.format import ShardSet
 from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import weights_sha256
 from train.config import Config
+from train.device import Recorder
 from train.models import FaceVAE, Output
 from train.state import TrainState
 from train.update import MAX_REPLAYS
@@ -219,27 +222,134 @@ def test_an_exchange_needs_no_memory(faces: ShardSet, alone_among_two: None, mon
         torch.cat([parameter.flatten() for parameter in state.model.parameters()])
 
 
-def test_a_step_that_would_not_fit_is_found_out_before_anything_changed(
+def test_a_step_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    state, small = tiny_state(config), tiny_state(config)
+    for each in (state, small):
+        list(updates(each, config, faces, 1))
+    small.micro_batch, original, full = 8, state.optimizer.step, [True]
+    list(updates(small, config, faces, 2))
+
+    def step() -> None:
+        if full:
+            full.pop()
+            for values in state.optimizer.state.values():
+                values["step"] += 1  # The first thing that a step does.
+            raise torch.OutOfMemoryError
+        original()
+
+    monkeypatch.setattr(state.optimizer, "step", step)
+    found = list(updates(state, config, faces, 2))
+    assert (state.micro_batch, [update.replays for update in found]) == (8, [1, 0])
+    assert state_sha256(state) == state_sha256(small)
+
+
+def test_a_step_that_lacks_memory_among_several_processes_is_an_error(
+    faces: ShardSet, alone_among_two: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have stepped."""
+    config = tiny_config()
+    state = tiny_state(config)
+    state.lay_out_gradients()
+
+    def step() -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(state.optimizer, "step", step)
+    with pytest.raises(LeanstreamError, match="same step; got out of memory in this one"):
+        list(updates(state, config, faces, 1, TWO))
+
+
+def test_a_batch_that_does_not_fit_the_device_is_moved_in_smaller_parts(
     faces: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config()
     state, small = tiny_state(config), tiny_state(config, 8)
-    original, full = torch.empty, [True]
-    size = sum(parameter.nbytes for parameter in state.model.parameters())
+    original = Batch.to
 
-    def empty(*shape: Any, **options: Any) -> Tensor:
-        if shape == (size,) and full:
-            full.pop()
+    def to(self: Batch, device: torch.device, part: slice = slice(None)) -> Batch:
+        moved = original(self, device, part)
+        if len(moved) > 8:
             raise torch.OutOfMemoryError
-        return original(*shape, **options)
+        return moved
 
-    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(Batch, "to", to)
     found = list(updates(state, config, faces, 2))
-    assert not full
     assert (state.micro_batch, [update.replays for update in found]) == (8, [1, 0])
-    monkeypatch.undo()
     list(updates(small, config, faces, 2))
     assert state_sha256(state) == state_sha256(small)
+
+
+class Standing:
+    """A graph that is none: it computes from inputs that stand where they were when it was recorded."""
+
+    made: ClassVar[list[tuple[int, ...]]] = []
+
+    def __init__(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+        self.call, self.inputs, self.output = call, [each.clone() for each in inputs], torch.empty(0)
+        self.made.append(tuple(inputs[0].shape))
+        for _ in range(2):
+            self.output = call(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        self.output.copy_(self.call(*self.inputs))
+        return self.output
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what was recorded."""
+    monkeypatch.setattr(Standing, "made", [])
+    return Standing.made
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual"])
+@pytest.mark.parametrize("micro_batch", [16, 8, 6])
+def test_recorded_micro_batches_train_as_any(
+    faces: ShardSet, kind: str, micro_batch: int, made: list[tuple[int, ...]]
+) -> None:
+    """Also where the last one is smaller: it is computed as it is."""
+    config = tiny_config(model={"kind": kind}, loss={"kl_warmup_images": 64})
+    state, usual = tiny_state(config, micro_batch), tiny_state(config, micro_batch)
+    state.lay_out_gradients()
+    found = list(updates(state, config, faces, 4, recorder=Recorder(Standing)))
+    assert made == [(micro_batch, 3, 32, 32)]
+    assert found == list(updates(usual, config, faces, 4))
+    assert state_sha256(state) == state_sha256(usual)
+
+
+def test_a_smaller_micro_batch_is_recorded_again(faces: ShardSet, made: list[tuple[int, ...]]) -> None:
+    config = tiny_config()
+    state, small = tiny_state(config, kind=Hungry), tiny_state(config, 4)
+    state.lay_out_gradients()
+    found = list(updates(state, config, faces, 3, recorder=Recorder(Standing)))
+    assert made == [(16, 3, 32, 32), (8, 3, 32, 32), (4, 3, 32, 32)]
+    assert [update.replays for update in found] == [2, 0, 0]
+    list(updates(small, config, faces, 3))
+    assert state_sha256(state) == state_sha256(small)
+
+
+def test_an_overflow_replays_the_recording(faces: ShardSet, made: list[tuple[int, ...]]) -> None:
+    config = tiny_config()
+    state, usual = tiny_state(config, 8), tiny_state(config, 8)
+    state.lay_out_gradients()
+    state.loss_scale.value = 2.0**72  # The squares of such gradients are beyond float32.
+    found = list(updates(state, config, faces, 2, FP16, Recorder(Standing)))
+    assert found[0].replays > 0
+    assert len(made) == 1
+    assert [replace(update, replays=0) for update in found] == list(updates(usual, config, faces, 2))
+
+
+@pytest.mark.parametrize("case", ["dropout", "recomputed"])
+def test_what_asks_generators_is_not_recorded(faces: ShardSet, case: str, made: list[tuple[int, ...]]) -> None:
+    config = tiny_config(model=KERAS if case == "dropout" else {})
+    state = tiny_state(config)
+    state.lay_out_gradients()
+    state.model.recompute = case == "recomputed"
+    list(updates(state, config, faces, 1, recorder=Recorder(Standing)))
+    assert not made
 
 
 def test_the_average_moves_when_it_is_due_and_a_resume_keeps_to_that(faces: ShardSet) -> None:

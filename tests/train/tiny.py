@@ -1,6 +1,5 @@
 """The smallest training there is, for tests: a tiny model, a tiny config, and no Accelerate."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from pipeline.loader import StreamingLoader
 from train.architectures import Architecture
 from train.checkpoint import Generation, weights_sha256
 from train.config import Config, from_dict
+from train.device import Recorder
 from train.models import FaceVAE
 from train.snapshot import Snapshot
 from train.state import TrainState
@@ -24,16 +24,13 @@ CPU = torch.device("cpu")
 
 @dataclass
 class FakeAccelerator:
-    """One process, and a precision that nothing is really computed in."""
+    """One process, and a precision; what is computed in it is the model's affair."""
 
     mixed_precision: str = "no"
     num_processes: int = 1
     process_index: int = 0
     is_main_process: bool = True
     device: torch.device = CPU
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:
@@ -64,7 +61,12 @@ def tiny_state(
 
 
 def updates(
-    state: TrainState, config: Config, shards: ShardSet, count: int, accelerator: FakeAccelerator | None = None
+    state: TrainState,
+    config: Config,
+    shards: ShardSet,
+    count: int,
+    accelerator: FakeAccelerator | None = None,
+    recorder: Recorder | None = None,
 ) -> Iterator[Update]:
     """Apply `count` updates from the state's position on."""
     accelerator = accelerator or FakeAccelerator()
@@ -74,6 +76,7 @@ def updates(
         seed=config.run.seed,
         start=state.position,
         flip=config.data.flip,
+        noise=state.model.latent,
         threads=1,
     )
     with loader:
@@ -85,6 +88,7 @@ def updates(
                 accelerator,  # type: ignore[arg-type]
                 total_images=TOTAL_IMAGES,
                 epoch_samples=shards.split("train").total,
+                recorder=recorder,
             )
 
 
@@ -92,7 +96,7 @@ def generation_of(
     state: TrainState, facts: dict[str, Any] | None = None, audit: dict[int, int] | None = None, elapsed_s: float = 0.0
 ) -> Generation:
     """A checkpoint of a state; `audit` instead of the state's own sums."""
-    snapshot = Snapshot(state.tensors())
+    snapshot = Snapshot(state.tensors(), CPU)
     snapshot.begin(state.tensors(), state.unsteady())
     scalars = state.scalars(facts or {}, state.audit if audit is None else audit, elapsed_s)
     return Generation(snapshot.take(), scalars)

@@ -1,5 +1,6 @@
 """Sliced Wasserstein distance against sorting, and how it answers to what one knows of pictures."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from pipeline.noise import normal
 
 def noise_images(count: int, size: int = 32, seed: int = 0) -> Tensor:
     """Smooth noise on grey, uint8 [count, 3, size, size]: large shapes and fine grain."""
-    coarse, fine = (
-        normal(torch.arange(count), 3 * side * side, seed=seed, stream=f"images {side}").view(count, 3, side, side)
+    drawn = (
+        (side, normal(np.arange(count), 3 * side * side, seed=seed, stream=f"images {side}"))
         for side in (size // 8, size)
     )
+    coarse, fine = (torch.from_numpy(normals).view(count, 3, side, side) for side, normals in drawn)
     large = interpolate(coarse, (size, size), mode="bilinear", align_corners=False)
     return (128 + 40 * large + 12 * fine).clamp(0, 255).round().to(torch.uint8)
 
