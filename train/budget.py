@@ -132,7 +132,8 @@ class Plan:
 def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch: int, base_bytes: int) -> Plan:
     """Choose for this process's part of a batch, `batch` images; all processes choose alike.
 
-    `state` is to be thrown away: what is tried is tried on it. `base_bytes` is the RAM in use before it was made.
+    Steps are tried on `state`, which is then to be thrown away; on the CPU, where there is no need to, nothing of it
+    changes. `base_bytes` is the RAM in use before it was made.
 
     Raises `ConfigError` where the budget cannot hold the model and one image.
     """
@@ -223,6 +224,7 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
     images = torch.zeros(fit.micro_batch, size, size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     noise = torch.zeros(fit.micro_batch, model.latent, device=device)
     factors = to_device([1.0] * 5, device)
+    buffers = [buffer.clone() for buffer in model.buffers()]
     before, model.recompute = model.recompute, fit.recompute
     try:
         for _ in range(_trial_passes(accelerator)):
@@ -233,6 +235,8 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
         sums.tolist()
     finally:
         model.recompute = before
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
 
 def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:

@@ -245,11 +245,13 @@ def prepare(
     architecture = Architecture.of(model.kind, shards.image_size, model.latent, model.widths, model.depth)
     base_bytes = tree_pss()
     network = FaceVAE(architecture)
-    plan = make_plan(
-        _fresh_state(copy.deepcopy(network), config, accelerator, local), config, accelerator, local, base_bytes
-    )
-    forget_peak(accelerator.device)  # What was tried is gone.
+    untouched = None if accelerator.device.type == "cpu" else copy.deepcopy(network)
     state = _fresh_state(network, config, accelerator, local)
+    plan = make_plan(state, config, accelerator, local, base_bytes)
+    if untouched is not None:
+        del network, state  # A GPU's plan has trained it on nothing.
+        forget_peak(accelerator.device)
+        state = _fresh_state(untouched, config, accelerator, local)
     if saved is not None:
         if generation is not None:
             state.restore(generation)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.format import ShardSet
-from tests.train.tiny import FakeAccelerator, tiny_config, tiny_state
+from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
 from train.architectures import Architecture
 from train.budget import Fit, Need, Plan, choose, divisors, estimate, make_plan, within_disk
 from train.config import LossConfig
@@ -146,11 +146,16 @@ class Hungry(FaceVAE):
         return super().forward(images, noise)
 
 
-def test_planning_measures_the_time_of_a_pass() -> None:
+def test_planning_on_the_cpu_measures_the_time_of_a_pass_and_changes_nothing_of_the_state(faces: ShardSet) -> None:
     config = tiny_config(model={"kind": "keras", "widths": [8, 8, 8, 8], "latent": 4})
-    plan = make_plan(tiny_state(config), config, FakeAccelerator(), 16, 0)  # type: ignore[arg-type]
+    state, untouched = tiny_state(config), tiny_state(config)
+    plan = make_plan(state, config, FakeAccelerator(), 16, 0)  # type: ignore[arg-type]
     assert plan.seconds_per_image > 0
     assert not plan.on_gpu
+    assert state_sha256(state) == state_sha256(untouched)
+    list(updates(state, config, faces, 3))
+    list(updates(untouched, config, faces, 3))
+    assert state_sha256(state) == state_sha256(untouched)
 
 
 def test_of_a_trial_on_a_gpu_the_plan_is_what_it_took() -> None:
