@@ -232,7 +232,7 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
         if device.type != "cpu":
             state.optimizer.step()
             average_weights(state, 1.0)
-        sums.tolist()
+        sums.cpu()
     finally:
         model.recompute = before
         for buffer, value in zip(model.buffers(), buffers, strict=True):
@@ -244,7 +244,7 @@ def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:
         return fit
     votes = torch.tensor([fit.micro_batch, -int(fit.recompute)], device=accelerator.device)
     torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
-    micro_batch, recompute = votes.tolist()
+    micro_batch, recompute = votes.cpu().tolist()
     return Fit(micro_batch, bool(recompute))
 
 

@@ -227,7 +227,7 @@ def _exchange_and_read(
     if accelerator.num_processes == 1:
         if out_of_memory:
             return None, True
-        *sums, norm = torch.cat([*parts, _exchange_and_measure(state, accelerator).reshape(1)]).tolist()
+        *sums, norm = torch.cat([*parts, _exchange_and_measure(state, accelerator).reshape(1)]).cpu().tolist()
         totals = (math.fsum(sums[term::count]) for term in range(count))
         return _Found(_Sums(*totals), norm / scale, requests), False
     # The device adds up; memory that one process lacked makes all of them compute again, so nobody waits for another.
@@ -237,7 +237,7 @@ def _exchange_and_read(
     votes = torch.cat([mine, flags])
     torch.distributed.all_reduce(votes)
     norm_of_all = _exchange_and_measure(state, accelerator).double().reshape(1)
-    *sums, norm = torch.cat([votes, norm_of_all]).tolist()
+    *sums, norm = torch.cat([votes, norm_of_all]).cpu().tolist()
     failed, *counts = sums[count:]
     voted = sum(1 << bit for bit, votes_for in enumerate(counts) if votes_for)
     return _Found(_Sums(*sums[:count]), norm / scale, voted), failed > 0
