@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.train_step import run_trainer  # noqa: E402
+from benchmarks.loops import run_trainer  # noqa: E402
 from pipeline.errors import LeanstreamError, report_error  # noqa: E402
 from pipeline.machine import parse_bytes, show_bytes  # noqa: E402
 from shard_tool.cli import main as shard_tool  # noqa: E402

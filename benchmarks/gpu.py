@@ -50,8 +50,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.budget import train_within  # noqa: E402
-from benchmarks.train_step import bare_step, run_trainer, trainer_command  # noqa: E402
-from pipeline import ShardSet, StreamingLoader  # noqa: E402
+from benchmarks.loops import bare_step, our_updates, run_trainer, trainer_command  # noqa: E402
+from pipeline import ShardSet  # noqa: E402
 from pipeline.errors import LeanstreamError, UserError  # noqa: E402
 from pipeline.files import write_atomic  # noqa: E402
 from pipeline.machine import show_bytes, usable_cores  # noqa: E402
@@ -59,11 +59,8 @@ from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
 from train.audit import main as audit  # noqa: E402
 from train.config import Config, with_values  # noqa: E402
-from train.device import DTYPES, Recorder, best_device, pins_memory, release  # noqa: E402
-from train.models import FaceVAE  # noqa: E402
+from train.device import best_device, release  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
-from train.state import TrainState  # noqa: E402
-from train.update import apply_update  # noqa: E402
 
 Row = dict[str, Any]
 Updates = Generator[tuple[Any, Any, float], None, None]
@@ -345,35 +342,10 @@ APART = ("overflow", "speed", "layout", "launches", "wait")
 """Sections that compute in this program."""
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What an update asks of an Accelerator, for one process."""
-
-    device: torch.device
-    mixed_precision: str
-    num_processes: int = 1
-
-
 def ours(bench: Bench, kind: str, size: int, batch: int, precision: str, values: Row | None = None) -> Updates:
     """Our loop, with other `values` of the config."""
-    folder, more = bench.shards(size), {**bench.model, **(values or {})}
-    chosen = {"model.kind": kind, "train.batch_size": batch, **more}
-    config, device = with_values(Config(), chosen), best_device()
-    model = FaceVAE(Architecture.of(kind, size, config.model.latent, config.model.widths, config.model.depth))
-    state = TrainState.create(model, config.optim, device, batch)
-    model.compute_dtype = DTYPES[precision]
-    recorder = Recorder.of(device, config.train.cuda_graph)
-    if recorder is not None:
-        state.lay_out_gradients()
-    threads, pin = config.data.threads, pins_memory(device)
-    with StreamingLoader(folder, batch_size=batch, threads=threads, noise=model.latent, pin_memory=pin) as loader:
-        facts: Row = {"total_images": 10**9, "epoch_samples": loader.samples, "recorder": recorder}
-        while True:
-            began = time.perf_counter()
-            images = next(loader)
-            waited_s = time.perf_counter() - began
-            yield state, apply_update(state, images, config, Alone(device, precision), **facts), waited_s
-            del images
+    chosen = {"model.kind": kind, "train.batch_size": batch, **bench.model, **(values or {})}
+    return our_updates(bench.shards(size), size, with_values(Config(), chosen), precision, best_device())
 
 
 def bare(

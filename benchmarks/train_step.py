@@ -15,30 +15,25 @@ slows both; the ratio is that of the medians. Each round of ours goes on with th
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, LeanstreamError, UserError, report_error  # noqa: E402
+from benchmarks.loops import bare_step, run_trainer  # noqa: E402
+from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import keep_memory, usable_cores  # noqa: E402
 from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
-from train.config import LossConfig, OptimConfig  # noqa: E402
-from train.device import DTYPES, best_device, device_name, layout, precision_of  # noqa: E402
-from train.models import FaceVAE  # noqa: E402
-from train.objectives import Likelihood, RunningError, factors_of, objective  # noqa: E402
+from train.device import best_device, device_name, precision_of  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
 
 FACES = 2_048
@@ -153,32 +148,6 @@ def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number
     )
 
 
-def trainer_command(folder: RunFolder, arguments: dict[str, Any]) -> list[str]:
-    """The command line of train/run.py; `arguments` by dotted names: True is a switch, a tuple is several words."""
-    command = [sys.executable, str(ROOT / "train" / "run.py"), "--run.dir", str(folder.path)]
-    for name, value in arguments.items():
-        words = value if isinstance(value, tuple) else () if value is True else (value,)
-        command += [f"--{name.replace('_', '-')}", *map(str, words)]
-    return command
-
-
-def run_trainer(
-    folder: RunFolder, arguments: dict[str, Any], *, may_be_cut: bool = False, timeout_s: float | None = None
-) -> None:
-    """Run train/run.py to its end, in a process of its own; `may_be_cut` by run.max_minutes.
-
-    Raises `UserError` where it fails, or has not ended after `timeout_s`.
-    """
-    command, environment = trainer_command(folder, arguments), {**os.environ, "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"a run must end in time; got none after {timeout_s:.0f} s: {' '.join(command)}") from None
-    if done.returncode not in (EXIT_DONE, *([EXIT_RUN_AGAIN] if may_be_cut else [])):
-        told = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise UserError(f"the trainer must succeed; got '{told}'. Run it alone: {' '.join(command)}")
-
-
 def bare_in_a_process(options: argparse.Namespace, *more: str) -> float:
     """One turn of the bare loop, where nothing of the trainer's has run before."""
     command = [sys.executable, __file__, "--bare", *more]
@@ -206,52 +175,6 @@ def bare_loop(options: argparse.Namespace) -> float:
         float(loss)
         speeds.append(options.log_every * options.batch / (time.perf_counter() - began))
     return statistics.median(speeds[WARM_UP:])
-
-
-def bare_step(
-    architecture: Architecture,
-    batch: int,
-    precision: str,
-    device: torch.device,
-    memory_format: torch.memory_format | None = None,
-) -> Callable[[], Tensor]:
-    """One update of the bare loop, to be called again and again; gives its loss. On a GPU it is one CUDA graph."""
-    memory_format = memory_format or layout(device)
-    model = FaceVAE(architecture).to(device=device, memory_format=memory_format)
-    model.compute_dtype = DTYPES[precision]
-    optim, loss_config = OptimConfig(), LossConfig()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-4, betas=optim.betas, eps=optim.eps, fused=True, capturable=device.type == "cuda"
-    )
-    images = torch.rand(batch, 3, architecture.image_size, architecture.image_size, device=device)
-    images = images.to(memory_format=memory_format)
-    noise = torch.empty(batch, model.latent, device=device)
-    factors = factors_of(loss_config, Likelihood.of(loss_config, RunningError()), images[0].numel())
-
-    def step() -> Tensor:
-        loss = objective(loss_config, model(images, noise.normal_()), images, factors).loss.mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    if device.type != "cuda":
-        return step
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay(_: object = step) -> Tensor:  # The graph itself keeps neither weights nor moments.
-        graph.replay()
-        return loss
-
-    return replay
 
 
 if __name__ == "__main__":
