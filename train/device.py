@@ -10,6 +10,7 @@ Recorder          calls as CUDA graphs
 
 import contextlib
 import os
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,6 @@ from torch import Tensor
 from pipeline.errors import ConfigError, LeanstreamError
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_WARM_UP = 3
-"""Calls before a graph is recorded: libraries load, cuDNN measures its kernels."""
 _MOST_CONTEXT = 1 << 30
 """Where the driver does not tell processes apart: CUDA itself takes less than this."""
 
@@ -201,15 +200,16 @@ class SideCopy:
 class CudaGraph:
     """One call as a CUDA graph: hundreds of launches become one (cudaGraphLaunch).
 
-    The call must read its inputs alone and tensors that stay where they are, and leave gradients in tensors that stay.
+    The call must read its inputs alone and tensors that stay where they are, and leave what it changes in such tensors.
     """
 
-    def __init__(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...], warm_up: int) -> None:
+        """Run `call` `warm_up` times, in which libraries load and cuDNN measures its kernels, and record it once."""
         self._inputs = tuple(each.clone() for each in inputs)
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+            for _ in range(warm_up):
                 call(*self._inputs)
         current.wait_stream(stream)
         torch.cuda.empty_cache()  # The recording has memory of its own.
@@ -227,35 +227,52 @@ class CudaGraph:
 
 
 class Recorder:
-    """Runs one call as a recorded graph, recorded again when the shapes of its inputs are others."""
+    """Runs calls as recorded graphs, by name; one whose inputs have other shapes than before is recorded again."""
 
-    def __init__(self, record: Callable[[Callable[..., Tensor], tuple[Tensor, ...]], Callable[..., Tensor]]) -> None:
-        """`record` is `CudaGraph`."""
+    def __init__(
+        self, record: Callable[[Callable[..., Tensor], tuple[Tensor, ...], int], Callable[..., Tensor]] = CudaGraph
+    ) -> None:
+        """`record` makes a graph of a call, its inputs, and how often it is to run before."""
         self._record = record
-        self._recorded: Callable[..., Tensor] | None = None
-        self._shapes: tuple[torch.Size, ...] = ()
+        self._recorded: dict[str, tuple[tuple[torch.Size, ...], Callable[..., Tensor]]] = {}
 
     @classmethod
     def of(cls, device: torch.device, wanted: str) -> "Recorder | None":
         """By `train.cuda_graph`: None where there are no graphs, or none are wanted."""
-        return cls(CudaGraph) if device.type == "cuda" and wanted == "auto" else None
+        return cls() if device.type == "cuda" and wanted == "auto" else None
 
-    def run(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...], put_back: Callable[[], object]) -> Tensor:
-        """The result of `call`, valid until the next run; `put_back` undoes what it changes besides.
+    def run(
+        self,
+        name: str,
+        call: Callable[..., Tensor],
+        inputs: tuple[Tensor, ...],
+        *,
+        warm_up: int = 0,
+        put_back: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """The result of `call`, valid until the next run of that name.
 
-        `put_back` is called after a recording, in which the call has run several times: the first run with some shapes
-        must come where nothing has been changed yet.
+        Where it is recorded, it runs `warm_up` times before, and `put_back` undoes what it has changed in them. A call
+        that CUDA cannot record runs as it is, with a warning.
         """
         shapes = tuple(each.shape for each in inputs)
-        if self._recorded is None or shapes != self._shapes:
-            self.forget()
-            self._recorded, self._shapes = self._record(call, inputs), shapes
-            put_back()
-        return self._recorded(*inputs)
+        if name not in self._recorded or self._recorded[name][0] != shapes:
+            self._recorded.pop(name, None)
+            try:
+                recorded = self._record(call, inputs, warm_up)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                warnings.warn(f"a {name} runs kernel by kernel: CUDA did not record it ({error})", stacklevel=2)
+                recorded = call
+            self._recorded[name] = shapes, recorded
+            if put_back is not None:
+                put_back()
+        return self._recorded[name][1](*inputs)
 
     def forget(self) -> None:
-        """Drop the recording and its memory."""
-        self._recorded = None
+        """Drop all recordings and their memory."""
+        self._recorded.clear()
 
 
 def halving(call: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:

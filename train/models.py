@@ -69,7 +69,7 @@ class FaceVAE(nn.Module, ModelHubMixin, library_name="leanstream", tags=["vae", 
         """Z, the dimensions of the latent space."""
         return self.architecture.latent
 
-    @property
+    @functools.cached_property
     def draws_for_itself(self) -> bool:
         """Whether a layer draws random numbers in training (dropout)."""
         return any(isinstance(layer, nn.Dropout) for layer in self.modules())

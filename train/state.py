@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,28 @@ class TrainState:
             optimizer.state[parameter] = {"step": torch.zeros((), device=device), **moments}
         return cls(model, ema, optimizer, micro_batch=micro_batch)
 
+    # Looked up once: a walk through all layers takes longer than a GPU needs for some of an update's kernels.
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """The model's."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def average(self) -> list[Tensor]:
+        """Of the weights."""
+        return list(self.ema.parameters())
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """The model's: what a forward pass changes."""
+        return list(self.model.buffers())
+
+    @cached_property
+    def average_buffers(self) -> list[Tensor]:
+        """Those of the average: copies."""
+        return list(self.ema.buffers())
+
     def count_samples(self, positions: NDArray[np.int64], digests: NDArray[np.uint64], epoch_samples: int) -> None:
         """Add what an update was handed to the sums of its epochs."""
         epochs = positions // epoch_samples
@@ -136,12 +159,11 @@ class TrainState:
     def lay_out_gradients(self) -> None:
         """Make all gradients views of one tensor: processes exchange them in one call that allocates nothing, and a
         recorded graph finds them where they were."""
-        parameters = list(self.model.parameters())
-        self.gradients = parameters[0].detach().new_zeros(sum(parameter.numel() for parameter in parameters))
-        views = torch.split(self.gradients, [parameter.numel() for parameter in parameters])
-        for parameter, view in zip(parameters, views, strict=True):
-            # In the parameter's memory format, as the backward pass itself would have made it.
-            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
+        sizes = [weight.numel() for weight in self.weights]
+        self.gradients = self.weights[0].detach().new_zeros(sum(sizes))
+        for weight, view in zip(self.weights, torch.split(self.gradients, sizes), strict=True):
+            # In the weight's memory format, as the backward pass itself would have made it.
+            weight.grad = view.as_strided(weight.shape, weight.stride(), view.storage_offset())
 
     def zero_gradients(self) -> None:
         """Forget the gradients."""

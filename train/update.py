@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
@@ -30,6 +31,8 @@ from train.schedule import ema_decay, kl_weight, learning_rate
 from train.state import TrainState
 
 MAX_REPLAYS = 20
+_WARM_UP = 3
+"""Passes before one is recorded."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ def apply_update(
 
     Raises `LeanstreamError` where the loss stays non-finite or not even one image fits.
     """
-    replays, rate = 0, learning_rate(config.optim, state.position, total_images)
+    # As a graph reads it, so that steps are equal with and without one.
+    rate = float(np.float32(learning_rate(config.optim, state.position, total_images)))
+    replays = 0
     while True:
-        buffers = [torch.empty_like(buffer) for buffer in state.model.buffers()]
-        _copy_all(buffers, list(state.model.buffers()))
+        buffers = [torch.empty_like(buffer) for buffer in state.buffers]
+        _copy_all(buffers, state.buffers)
         put_back = functools.partial(_put_back, state, buffers)
         found = _attempt(state, batch, config, accelerator, requests, recorder, put_back)
         if found is not None and _step(state, config, accelerator, found.grad_norm, rate, settle, recorder):
@@ -183,7 +188,9 @@ def _accumulate(
     put_back: Callable[[], object],
 ) -> tuple[list[Tensor], bool]:
     """Gradients of the loss divided by the global batch; of each micro-batch the sums of `Terms`; out of memory?"""
-    model, device = state.model.train(), accelerator.device
+    model, device = state.model, accelerator.device
+    if not model.training:
+        model.train()
     draws, micro_batch = model.draws_for_itself, state.micro_batch
     if draws or model.recompute:
         recorder = None  # Both turn to generators of random numbers, which a graph would have to know.
@@ -200,7 +207,8 @@ def _accumulate(
             if recorder is None or len(moved) < micro_batch:
                 parts.append(call(*inputs))
             else:
-                parts.append(recorder.run(call, inputs, put_back).clone())
+                found = recorder.run("micro-batch", call, inputs, warm_up=_WARM_UP, put_back=put_back)
+                parts.append(found.clone())
     except torch.OutOfMemoryError:
         return [], True
     return parts, False
@@ -265,10 +273,14 @@ def _step(
     factor, limit = 1 / _loss_scale(state, accelerator), config.optim.clip_norm
     if limit is not None and grad_norm > limit:
         factor *= limit / grad_norm
-    if factor != 1:
-        torch._foreach_mul_(_gradients(state), factor)
     if settle is not None:
         settle()
+    if recorder is not None:
+        call = functools.partial(_step_by_tensors, state, accelerator.mixed_precision == "fp16" or limit is not None)
+        recorder.run("step", call, (to_device([rate, factor], accelerator.device),))
+        return True
+    if factor != 1:
+        torch._foreach_mul_(_gradients(state), factor)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     try:
@@ -287,10 +299,24 @@ def _step(
     return False
 
 
+def _step_by_tensors(state: TrainState, scales: bool, values: Tensor) -> Tensor:
+    """A step whose rate and factor of the gradients are `values` [2], so that a graph can read them anew each time."""
+    rate, factor = values.unbind()
+    if scales:
+        torch._foreach_mul_(_gradients(state), factor)
+    groups = state.optimizer.param_groups
+    for group in groups:
+        group["lr"], group["capturable"] = rate, True
+    state.optimizer.step()
+    for group in groups:
+        group["lr"], group["capturable"] = 0.0, False
+    return values
+
+
 def _put_back(state: TrainState, buffers: list[Tensor]) -> None:
     """Gradients to zero, and the model's buffers as they were."""
     state.zero_gradients()
-    _copy_all(list(state.model.buffers()), buffers)
+    _copy_all(state.buffers, buffers)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -313,12 +339,12 @@ def _shrink_micro_batch(state: TrainState, accelerator: Accelerator, recorder: R
 
 
 def _gradients(state: TrainState) -> list[Tensor]:
-    return [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    return [weight.grad for weight in state.weights if weight.grad is not None]
 
 
 @torch.no_grad()
 def average_weights(state: TrainState, decay: float) -> None:
     """Move the average towards the weights; `decay` is what it keeps of itself."""
-    torch._foreach_lerp_(list(state.ema.parameters()), list(state.model.parameters()), 1 - decay)
-    _copy_all(list(state.ema.buffers()), list(state.model.buffers()))
+    torch._foreach_lerp_(state.average, state.weights, 1 - decay)
+    _copy_all(state.average_buffers, state.buffers)
     state.averaged = state.position

@@ -280,21 +280,26 @@ def test_a_batch_that_does_not_fit_the_device_is_moved_in_smaller_parts(
     assert state_sha256(state) == state_sha256(small)
 
 
+STEP = (2,)
+"""What a step of the optimizer is given: rate and factor."""
+
+
 class Standing:
     """A graph that is none: it computes from inputs that stand where they were when it was recorded."""
 
     made: ClassVar[list[tuple[int, ...]]] = []
 
-    def __init__(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, call: Callable[..., Tensor], inputs: tuple[Tensor, ...], warm_up: int) -> None:
         self.call, self.inputs, self.output = call, [each.clone() for each in inputs], torch.empty(0)
         self.made.append(tuple(inputs[0].shape))
-        for _ in range(2):
-            self.output = call(*self.inputs)
+        for _ in range(warm_up):
+            call(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given)
-        self.output.copy_(self.call(*self.inputs))
+        found = self.call(*self.inputs)
+        self.output = self.output.copy_(found) if self.output.shape == found.shape else found.clone()
         return self.output
 
 
@@ -311,11 +316,11 @@ def test_recorded_micro_batches_train_as_any(
     faces: ShardSet, kind: str, micro_batch: int, made: list[tuple[int, ...]]
 ) -> None:
     """Also where the last one is smaller: it is computed as it is."""
-    config = tiny_config(model={"kind": kind}, loss={"kl_warmup_images": 64})
+    config = tiny_config(model={"kind": kind}, loss={"kl_warmup_images": 64}, optim={"clip_norm": 100.0})
     state, usual = tiny_state(config, micro_batch), tiny_state(config, micro_batch)
     state.lay_out_gradients()
     found = list(updates(state, config, faces, 4, recorder=Recorder(Standing)))
-    assert made == [(micro_batch, 3, 32, 32)]
+    assert made == [(micro_batch, 3, 32, 32), STEP]
     assert found == list(updates(usual, config, faces, 4))
     assert state_sha256(state) == state_sha256(usual)
 
@@ -325,7 +330,7 @@ def test_a_smaller_micro_batch_is_recorded_again(faces: ShardSet, made: list[tup
     state, small = tiny_state(config, kind=Hungry), tiny_state(config, 4)
     state.lay_out_gradients()
     found = list(updates(state, config, faces, 3, recorder=Recorder(Standing)))
-    assert made == [(16, 3, 32, 32), (8, 3, 32, 32), (4, 3, 32, 32)]
+    assert made == [(16, 3, 32, 32), (8, 3, 32, 32), (4, 3, 32, 32), STEP]
     assert [update.replays for update in found] == [2, 0, 0]
     list(updates(small, config, faces, 3))
     assert state_sha256(state) == state_sha256(small)
@@ -338,7 +343,7 @@ def test_an_overflow_replays_the_recording(faces: ShardSet, made: list[tuple[int
     state.loss_scale.value = 2.0**72  # The squares of such gradients are beyond float32.
     found = list(updates(state, config, faces, 2, FP16, Recorder(Standing)))
     assert found[0].replays > 0
-    assert len(made) == 1
+    assert made == [(8, 3, 32, 32), STEP]
     assert [replace(update, replays=0) for update in found] == list(updates(usual, config, faces, 2))
 
 
@@ -349,7 +354,20 @@ def test_what_asks_generators_is_not_recorded(faces: ShardSet, case: str, made: 
     state.lay_out_gradients()
     state.model.recompute = case == "recomputed"
     list(updates(state, config, faces, 1, recorder=Recorder(Standing)))
-    assert not made
+    assert made == [STEP]
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(faces: ShardSet) -> None:
+    def record(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    config = tiny_config()
+    state, usual = tiny_state(config, 8), tiny_state(config, 8)
+    state.lay_out_gradients()
+    with pytest.warns(UserWarning, match=r"a (micro-batch|step) runs kernel by kernel: CUDA did not record it"):
+        found = list(updates(state, config, faces, 3, recorder=Recorder(record)))
+    assert found == list(updates(usual, config, faces, 3))
+    assert state_sha256(state) == state_sha256(usual)
 
 
 def test_the_average_moves_when_it_is_due_and_a_resume_keeps_to_that(faces: ShardSet) -> None:
