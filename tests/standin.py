@@ -181,6 +181,12 @@ class _Module(backend_registration._DummyBackendModule):
     def synchronize(self, device: Any = None) -> None:
         _count("waits", "synchronize")
 
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()  # torch.random.fork_rng asks every accelerator that there is.
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        pass
+
 
 def _register() -> list[torch.library.Library]:
     # Autograd gives each device that it finds at its first backward pass a thread, after which no process may fork:

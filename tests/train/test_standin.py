@@ -67,6 +67,16 @@ def test_a_tensor_left_on_the_cpu_is_an_error() -> None:
     assert (there + torch.tensor(1.0)).tolist() == [2.0, 2.0]  # One number may come from anywhere, as on CUDA.
 
 
+def test_other_tests_do_not_notice_it() -> None:
+    assert torch.ones(1).device == torch.tensor(1).device == torch.device("cpu")
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.rand(5)
+    assert torch.rand(2).equal(expected)
+
+
 def test_views_are_free_and_what_the_host_reads_is_a_wait() -> None:
     values = torch.arange(6.0, device=GPU)
     with counting() as counted:
