@@ -235,8 +235,11 @@ def _exchange_and_read(
     if accelerator.num_processes == 1:
         if out_of_memory:
             return None, True
-        *sums, norm = torch.cat([*parts, _exchange_and_measure(state, accelerator).reshape(1)]).cpu().tolist()
-        totals = (math.fsum(sums[term::count]) for term in range(count))
+        try:
+            *sums, norm = torch.cat([*parts, _exchange_and_measure(state, accelerator).reshape(1)]).cpu().tolist()
+        except torch.OutOfMemoryError:
+            return None, True
+        totals = (sum(sums[term::count]) for term in range(count))
         return _Found(_Sums(*totals), norm / scale, requests), False
     # The device adds up; memory that one process lacked makes all of them compute again, so nobody waits for another.
     bits = [float(requests >> bit & 1) for bit in range(16)]
@@ -275,16 +278,13 @@ def _step(
         factor *= limit / grad_norm
     if settle is not None:
         settle()
-    if recorder is not None:
-        call = functools.partial(_step_by_tensors, state, accelerator.mixed_precision == "fp16" or limit is not None)
-        recorder.run("step", call, (to_device([rate, factor], accelerator.device),))
-        return True
-    if factor != 1:
-        torch._foreach_mul_(_gradients(state), factor)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
     try:
-        state.optimizer.step()
+        if recorder is None:
+            _step_by(state, rate, None if factor == 1 else factor)
+        else:
+            scales = accelerator.mixed_precision == "fp16" or limit is not None
+            call = functools.partial(_step_by_tensors, state, scales)
+            recorder.run("step", call, (to_device([rate, factor], accelerator.device),))
     except torch.OutOfMemoryError as error:
         # A fused step allocates nothing once it changes weights: at most it has counted itself.
         if accelerator.num_processes > 1:
@@ -302,15 +302,16 @@ def _step(
 def _step_by_tensors(state: TrainState, scales: bool, values: Tensor) -> Tensor:
     """A step whose rate and factor of the gradients are `values` [2], so that a graph can read them anew each time."""
     rate, factor = values.unbind()
-    if scales:
-        torch._foreach_mul_(_gradients(state), factor)
-    groups = state.optimizer.param_groups
-    for group in groups:
-        group["lr"], group["capturable"] = rate, True
-    state.optimizer.step()
-    for group in groups:
-        group["lr"], group["capturable"] = 0.0, False
+    _step_by(state, rate, factor if scales else None)
     return values
+
+
+def _step_by(state: TrainState, rate: float | Tensor, factor: float | Tensor | None) -> None:
+    if factor is not None:
+        torch._foreach_mul_(_gradients(state), factor)
+    for group in state.optimizer.param_groups:
+        group["lr"], group["capturable"] = rate, isinstance(rate, Tensor)
+    state.optimizer.step()
 
 
 def _put_back(state: TrainState, buffers: list[Tensor]) -> None:

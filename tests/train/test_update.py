@@ -244,6 +244,24 @@ def test_a_step_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pyte
     assert state_sha256(state) == state_sha256(small)
 
 
+def test_a_norm_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    state, small = tiny_state(config), tiny_state(config, 8)
+    original, full = torch.nn.utils.get_total_norm, [True]
+
+    def norm(*arguments: Any) -> Tensor:
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError
+        return original(*arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
+    found = list(updates(state, config, faces, 2))
+    assert (state.micro_batch, [update.replays for update in found]) == (8, [1, 0])
+    list(updates(small, config, faces, 2))
+    assert state_sha256(state) == state_sha256(small)
+
+
 def test_a_step_that_lacks_memory_among_several_processes_is_an_error(
     faces: ShardSet, alone_among_two: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
