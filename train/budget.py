@@ -191,12 +191,13 @@ def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
 def _runs(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> bool:
     """Whether an update of such micro-batches fits."""
     release(accelerator.device)  # Of what the try before left.
+    put_back = state.undo()
     try:
         _try(state, config, accelerator, fit)
     except torch.OutOfMemoryError:
         return False
     finally:
-        state.zero_gradients()
+        put_back()
     return True
 
 
@@ -224,7 +225,6 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
     images = torch.zeros(fit.micro_batch, size, size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     noise = torch.zeros(fit.micro_batch, model.latent, device=device)
     factors = to_device([1.0] * 5, device)
-    buffers = [buffer.clone() for buffer in model.buffers()]
     before, model.recompute = model.recompute, fit.recompute
     try:
         for _ in range(_trial_passes(accelerator)):
@@ -235,8 +235,6 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
         sums.cpu()
     finally:
         model.recompute = before
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
 
 
 def _smallest_of_all(fit: Fit, accelerator: Accelerator) -> Fit:

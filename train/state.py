@@ -1,6 +1,7 @@
 """All that changes in training, and how it becomes a checkpoint generation and comes back."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -165,6 +166,17 @@ class TrainState:
             # In the weight's memory format, as the backward pass itself would have made it.
             weight.grad = view.as_strided(weight.shape, weight.stride(), view.storage_offset())
 
+    def undo(self) -> Callable[[], None]:
+        """What takes back any passes from here on: gradients to zero, the buffers as they are now."""
+        kept = [torch.empty_like(buffer) for buffer in self.buffers]
+        copy_all(kept, self.buffers)
+
+        def put_back() -> None:
+            self.zero_gradients()
+            copy_all(self.buffers, kept)
+
+        return put_back
+
     def zero_gradients(self) -> None:
         """Forget the gradients."""
         if self.gradients is None:
@@ -239,6 +251,13 @@ class TrainState:
             # In the parameter's memory format, as the optimizer itself would have made it.
             like = parameter if value.shape == parameter.shape else parameter.new_empty(value.shape)
             self.optimizer.state[parameter][key] = torch.empty_like(like, requires_grad=False).copy_(value)
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Overwrite tensors, those of one type together."""
+    for dtype in {target.dtype for target in targets}:
+        chosen = [place for place, target in enumerate(targets) if target.dtype == dtype]
+        torch._foreach_copy_([targets[place] for place in chosen], [sources[place] for place in chosen])
 
 
 def _share(tensor: Tensor, accelerator: Accelerator) -> None:

@@ -28,7 +28,7 @@ from train.device import Recorder, layout, release, to_device
 from train.models import FaceVAE
 from train.objectives import Factors, Likelihood, Terms, factors_of, objective
 from train.schedule import ema_decay, kl_weight, learning_rate
-from train.state import TrainState
+from train.state import TrainState, copy_all
 
 MAX_REPLAYS = 20
 _WARM_UP = 3
@@ -78,9 +78,7 @@ def apply_update(
     rate = float(np.float32(learning_rate(config.optim, state.position, total_images)))
     replays = 0
     while True:
-        buffers = [torch.empty_like(buffer) for buffer in state.buffers]
-        _copy_all(buffers, state.buffers)
-        put_back = functools.partial(_put_back, state, buffers)
+        put_back = state.undo()
         found = _attempt(state, batch, config, accelerator, requests, recorder, put_back)
         if found is not None and _step(state, config, accelerator, found.grad_norm, rate, settle, recorder):
             break
@@ -314,19 +312,6 @@ def _step_by(state: TrainState, rate: float | Tensor, factor: float | Tensor | N
     state.optimizer.step()
 
 
-def _put_back(state: TrainState, buffers: list[Tensor]) -> None:
-    """Gradients to zero, and the model's buffers as they were."""
-    state.zero_gradients()
-    _copy_all(state.buffers, buffers)
-
-
-def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Overwrite tensors, those of one type together."""
-    for dtype in {target.dtype for target in targets}:
-        chosen = [place for place, target in enumerate(targets) if target.dtype == dtype]
-        torch._foreach_copy_([targets[place] for place in chosen], [sources[place] for place in chosen])
-
-
 def _shrink_micro_batch(state: TrainState, accelerator: Accelerator, recorder: Recorder | None) -> None:
     if state.micro_batch == 1:
         raise LeanstreamError(
@@ -347,5 +332,5 @@ def _gradients(state: TrainState) -> list[Tensor]:
 def average_weights(state: TrainState, decay: float) -> None:
     """Move the average towards the weights; `decay` is what it keeps of itself."""
     torch._foreach_lerp_(state.average, state.weights, 1 - decay)
-    _copy_all(state.average_buffers, state.buffers)
+    copy_all(state.average_buffers, state.buffers)
     state.averaged = state.position
