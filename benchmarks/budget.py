@@ -25,10 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loops import run_trainer  # noqa: E402
+from benchmarks.loops import drawn_faces, run_trainer  # noqa: E402
 from pipeline.errors import LeanstreamError, report_error  # noqa: E402
 from pipeline.machine import parse_bytes, show_bytes  # noqa: E402
-from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
 from train.models import FaceVAE  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
@@ -77,7 +76,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """The whole benchmark."""
-    shards = options.shards or drawn_faces(options.work, options.size)
+    shards = options.shards or drawn_faces(options.work, options.size, DRAWN)
     arguments = {"data.shards": shards, "model.kind": options.kind, "train.batch_size": options.batch}
     updates = options.updates or (40 if torch.cuda.is_available() else 2)
     found = [
@@ -108,15 +107,6 @@ def run(options: argparse.Namespace) -> int:
         figures = [{**asdict(one), "mfu": mfu} for one, mfu in zip(found, mfus, strict=True)]
         options.json.write_text(json.dumps(figures, indent=1))
     return 0 if all(one.kept for one in found) else 1
-
-
-def drawn_faces(work: Path, size: int) -> Path:
-    """A small set of drawn faces."""
-    shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"
-    if not (shards / "shardset.json").exists():
-        shard_tool(["draw-faces", str(pictures), "--count", str(DRAWN), "--size", str(size), "--quiet"])
-        shard_tool(["make-shards", str(pictures), "--size", str(size), "--out", str(shards), "--quiet"])
-    return shards
 
 
 def train_within(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline import StreamingLoader
 from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, UserError
+from shard_tool.cli import main as shard_tool
 from train.architectures import Architecture
 from train.config import Config, LossConfig, OptimConfig
 from train.device import DTYPES, Recorder, layout, pins_memory
@@ -24,6 +25,15 @@ from train.state import TrainState
 from train.update import Update, apply_update
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def drawn_faces(work: Path, size: int, count: int) -> Path:
+    """A set of so many drawn faces, made once."""
+    shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"
+    if not (shards / "shardset.json").exists():
+        shard_tool(["draw-faces", str(pictures), "--count", str(count), "--size", str(size), "--quiet"])
+        shard_tool(["make-shards", str(pictures), "--size", str(size), "--out", str(shards), "--quiet"])
+    return shards
 
 
 def trainer_command(folder: RunFolder, arguments: dict[str, Any]) -> list[str]:

@@ -11,9 +11,7 @@ while the next gradients are computed, and has less time for it.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,9 +24,9 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
+from benchmarks.loops import drawn_faces, run_trainer  # noqa: E402
+from pipeline.errors import LeanstreamError, report_error  # noqa: E402
 from pipeline.machine import show_bytes  # noqa: E402
-from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.checkpoint import generations  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
 
@@ -57,7 +55,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """The whole benchmark."""
-    shards = options.shards or drawn_faces(options.work, options.size)
+    shards = options.shards or drawn_faces(options.work, options.size, DRAWN)
     saving = train(options, shards, "saving", ALWAYS_MINUTES)
     still = train(options, shards, "still", NEVER_MINUTES)
     size = sum(path.stat().st_size for path in generations(saving.checkpoints)[0].glob("*.safetensors"))
@@ -76,10 +74,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     table = Table("figure", "value", title=f"{options.kind}, {options.size} px, batch {options.batch}, on {device}")
     for name, value in figures.items():
-        text = (
-            f"{1000 * value:,.1f} ms" if name.endswith("_s") else show_bytes(value) if "bytes" in name else str(value)
-        )
-        table.add_row(name.removesuffix("_s").removesuffix("_bytes").replace("_", " "), text)
+        table.add_row(name.removesuffix("_s").removesuffix("_bytes").replace("_", " "), show(name, value))
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
@@ -93,34 +88,19 @@ def show(name: str, value: float) -> str:
     return show_bytes(value) if "bytes" in name else f"{value:,}"
 
 
-def drawn_faces(work: Path, size: int) -> Path:
-    """A small set of drawn faces."""
-    shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"
-    if not (shards / "shardset.json").exists():
-        shard_tool(["draw-faces", str(pictures), "--count", str(DRAWN), "--size", str(size), "--quiet"])
-        shard_tool(["make-shards", str(pictures), "--size", str(size), "--out", str(shards), "--quiet"])
-    return shards
-
-
 def train(options: argparse.Namespace, shards: Path, name: str, save_every_minutes: float) -> RunFolder:
     """Train for a few updates in a process of its own."""
     folder = RunFolder(options.work / f"{options.kind}-{options.size}-{name}")
     arguments: dict[str, Any] = {
         "data.shards": shards,
-        "run.dir": folder.path,
         "model.kind": options.kind,
         "train.batch_size": options.batch,
         "train.total_images": options.updates * options.batch,
         "train.prior_images": 16,
         "checkpoint.save_every_minutes": save_every_minutes,
+        "run.fresh": True,
     }
-    command = [sys.executable, str(ROOT / "train" / "run.py"), "--run.fresh"]
-    for key, value in arguments.items():
-        command += [f"--{key.replace('_', '-')}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the run must succeed; got '{done.stderr.strip()}'. Choose other options.")
+    run_trainer(folder, arguments)
     return folder
 
 

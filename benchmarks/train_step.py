@@ -28,10 +28,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.loops import bare_step, run_trainer  # noqa: E402
+from benchmarks.loops import bare_step, drawn_faces, run_trainer  # noqa: E402
 from pipeline.errors import LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import keep_memory, usable_cores  # noqa: E402
-from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.architectures import Architecture  # noqa: E402
 from train.device import best_device, device_name, precision_of  # noqa: E402
 from train.runfolder import RunFolder  # noqa: E402
@@ -85,7 +84,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """All rounds, and the verdict."""
-    shards = options.shards or drawn_faces(options.work, options.size)
+    shards = options.shards or drawn_faces(options.work, options.size, FACES)
     folder = RunFolder(options.work / f"{options.kind}-{options.size}-{options.precision}")
     rounds = []
     for number in range(options.rounds):
@@ -113,15 +112,6 @@ def run(options: argparse.Namespace) -> int:
         found = {"rounds": [asdict(one) for one in rounds], "ratio": ours / bare, "ratio_to_tuned": ours / tuned}
         options.json.write_text(json.dumps(found, indent=1))
     return 0 if ours >= options.ratio * bare and wait < options.wait else 1
-
-
-def drawn_faces(work: Path, size: int) -> Path:
-    """A set of drawn faces, without a val split: what is timed is training."""
-    shards, pictures = work / f"faces-{size}", work / f"pictures-{size}"
-    if not (shards / "shardset.json").exists():
-        shard_tool(["draw-faces", str(pictures), "--count", str(FACES), "--size", str(size), "--quiet"])
-        shard_tool(["make-shards", str(pictures), "--size", str(size), "--out", str(shards), "--quiet"])
-    return shards
 
 
 def trainer(options: argparse.Namespace, shards: Path, folder: RunFolder, number: int) -> tuple[float, float]:
