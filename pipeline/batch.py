@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.counter import make_key, philox
-from pipeline.open_shards import OpenShards
+from pipeline.shards.open_shards import OpenShards
 
 _ALIGNMENT = 64
 """Bytes; a line of a processor's cache."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.files import sync_folder, write_json
-from pipeline.remote import DEFAULT_PATIENCE, Patience, filesystem, is_url, join, read_bytes
+from pipeline.remote.transport import DEFAULT_PATIENCE, Patience, filesystem, is_url, join, read_bytes
 
 FORMAT_NAME = "leanstream-shardset"
 FORMAT_VERSION = 1

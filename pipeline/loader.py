@@ -24,17 +24,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.batch import Batch, Buffer, BufferPool, Layout, Samples
-from pipeline.cache import cache_of
 from pipeline.counter import draw_words
-from pipeline.decode import Decoder
 from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.machine import local_processes, usable_cores
 from pipeline.noise import normal
-from pipeline.open_shards import Lookahead, OpenShards, check_cache_limit, closed_error
 from pipeline.order import Order
-from pipeline.remote import DEFAULT_PATIENCE, Patience
-from pipeline.shards import ShardFile
+from pipeline.remote.cache import cache_of
+from pipeline.remote.transport import DEFAULT_PATIENCE, Patience
+from pipeline.shards.decode import Decoder
+from pipeline.shards.open_shards import Lookahead, OpenShards, check_cache_limit, closed_error
+from pipeline.shards.shard import ShardFile
 
 _LEAST_CHUNK, _MOST_CHUNK = 32, 256
 """Images a decode task: every hand-over between threads costs as much as decoding one or two."""

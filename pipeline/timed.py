@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import Decoder
 from pipeline.loader import StreamingLoader, _Plan, _Started
-from pipeline.reads import Places, Reader, make_reader
-from pipeline.shards import ShardFile
+from pipeline.shards.decode import Decoder
+from pipeline.shards.reads import Places, Reader, make_reader
+from pipeline.shards.shard import ShardFile
 
 
 class Clock:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pipeline.errors import UserError
 from pipeline.format import Shard
-from pipeline.remote import CHUNK_BYTES, filesystem, join, read_chunks, retrying
+from pipeline.remote.transport import CHUNK_BYTES, filesystem, join, read_chunks, retrying
 from shard_tool.place import STATE_FOLDER, lock_file
 
 STAGED_BYTES = 1 << 30

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import ShardError
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Shard, ShardSet
-from pipeline.shards import ShardFile
+from pipeline.shards.shard import ShardFile
 from shard_tool.checks import Problem, ShardCheck, ShardReport
 from shard_tool.described import labels_by_split, open_described
 from shard_tool.photo import quiet_pillow

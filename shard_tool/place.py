@@ -16,7 +16,7 @@ from typing import Protocol
 from pipeline.errors import ShardError, UserError
 from pipeline.files import sync_folder, try_lock, write_atomic
 from pipeline.format import SHARDSET_FILE, Index, Shard, ShardSet
-from pipeline.remote import is_url
+from pipeline.remote.transport import is_url
 
 STATE_FOLDER = ".build"
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.counter import permutation
-from pipeline.decode import Decoder
 from pipeline.errors import UserError
 from pipeline.files import atomic_writer
 from pipeline.format import ShardSet, Split
-from pipeline.shards import ShardFile
+from pipeline.shards.decode import Decoder
+from pipeline.shards.shard import ShardFile
 from shard_tool.described import label_counts, open_described
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}

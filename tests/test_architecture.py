@@ -54,7 +54,15 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline", "pipeline.format", "pipeline.noise", "pipeline.order", "pipeline.shards", "shard_tool.cli"]
+    "module",
+    [
+        "pipeline",
+        "pipeline.format",
+        "pipeline.noise",
+        "pipeline.order",
+        "pipeline.shards.shard",
+        "shard_tool.cli",
+    ],
 )
 def test_the_format_and_the_shard_tool_load_no_torch(module):
     loaded = loaded_by(f"import {module}")

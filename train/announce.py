@@ -2,8 +2,8 @@
 
 import torch
 
-from pipeline.cache import cache_of
 from pipeline.machine import show_bytes
+from pipeline.remote.cache import cache_of
 from train.device import peak_bytes
 from train.display import duration
 from train.models import parameter_count

@@ -29,8 +29,8 @@ from pipeline.batch import digests
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, CheckpointError, LeanstreamError, UserError, report_error
 from pipeline.format import Index, Shard, Split
 from pipeline.order import Order
-from pipeline.remote import join, read_bytes
-from pipeline.shards import check_index, load_index
+from pipeline.remote.transport import join, read_bytes
+from pipeline.shards.shard import check_index, load_index
 from train.checkpoint import find_newest, read_state
 from train.config import from_dict, load_config
 from train.faults import Fault, Hashes, Place, Samples, find_fault

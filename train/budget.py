@@ -24,10 +24,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline import ShardSet
-from pipeline.cache import cache_of
 from pipeline.errors import ConfigError
 from pipeline.loader import RAM_BYTES
 from pipeline.machine import show_bytes, tree_pss
+from pipeline.remote.cache import cache_of
 from train.config import Config
 from train.device import DTYPES, forget_peak, limit_memory, peak_bytes, release, to_device
 from train.models import FaceVAE, segments

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.remote import retrying
+from pipeline.remote.transport import retrying
 from shard_tool.sources.columns import Wanted
 from shard_tool.sources.protocol import Source, split_in_name
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import UserError
-from pipeline.remote import filesystem, is_url, read_chunks, retrying
+from pipeline.remote.transport import filesystem, is_url, read_chunks, retrying
 
 T = TypeVar("T")
 

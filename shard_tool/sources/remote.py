@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.remote import filesystem, retrying
+from pipeline.remote.transport import filesystem, retrying
 from shard_tool.sources.columns import Wanted
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import (

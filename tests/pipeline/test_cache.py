@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pipeline import StreamingLoader
-from pipeline.cache import Claim, DiskCache, NoRoomError, default_folder
 from pipeline.errors import ConfigError, ShardError, UserError
-from pipeline.fetch import fetch
 from pipeline.format import Shard, ShardSet, Split, index_bytes
-from pipeline.open_shards import check_cache_limit
 from pipeline.order import Order
-from pipeline.remote import Patience
+from pipeline.remote.cache import Claim, DiskCache, NoRoomError, default_folder
+from pipeline.remote.fetch import fetch
+from pipeline.remote.transport import Patience
+from pipeline.shards.open_shards import check_cache_limit
 from tests.faults import FaultyServer
 from tests.helpers import make_shard_set
 
@@ -383,10 +383,10 @@ def test_a_damaged_index_of_a_copy_is_fetched_again(shards, server, tmp_path):
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from pipeline.cache import DiskCache
-from pipeline.fetch import fetch
+from pipeline.remote.cache import DiskCache
+from pipeline.remote.fetch import fetch
 from pipeline.format import ShardSet
-from pipeline.remote import Patience
+from pipeline.remote.transport import Patience
 
 shards = ShardSet.open(sys.argv[1])
 cache = DiskCache(Path(sys.argv[2]), int(sys.argv[3]))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from pipeline import StreamingLoader, open_shards
-from pipeline.cache import DiskCache
 from pipeline.errors import ShardError, UserError
 from pipeline.format import ShardSet
-from pipeline.open_shards import Lookahead, OpenShards
 from pipeline.order import Order
-from pipeline.remote import Patience
-from pipeline.shards import ShardFile
+from pipeline.remote.cache import DiskCache
+from pipeline.remote.transport import Patience
+from pipeline.shards.open_shards import Lookahead, OpenShards
+from pipeline.shards.shard import ShardFile
 from tests.faults import FaultyServer
 from tests.helpers import make_shard_set
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import reads
-from pipeline.reads import LinuxReader, Places, PlainReader, Reader, make_reader
+from pipeline.shards.reads import LinuxReader, Places, PlainReader, Reader, make_reader
+from pipeline.shards.shard import reads
 
 
 def linux_reader() -> Reader:

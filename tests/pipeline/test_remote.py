@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from pipeline.errors import EXIT_FAULT, ShardError, TransportError, UserError, report_error
-from pipeline.remote import Patience, StoppedError, filesystem, is_url, join, read_bytes, read_chunks, retrying
+from pipeline.remote.transport import (
+    Patience,
+    StoppedError,
+    filesystem,
+    is_url,
+    join,
+    read_bytes,
+    read_chunks,
+    retrying,
+)
 
 SHORT = Patience(attempts=4, deadline_s=60, silence_s=0.2, first_wait_s=0.001, longest_wait_s=0.01)
 CONTENT = bytes(random.Random(0).randbytes(100_000))
@@ -234,7 +243,7 @@ def server() -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize("start", [0, 1, 50_000, len(CONTENT) - 1])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_file_is_read_from_any_byte_whether_or_not_the_server_can(server, ranges, start, monkeypatch):
-    monkeypatch.setattr("pipeline.remote.CHUNK_BYTES", 8192)
+    monkeypatch.setattr("pipeline.remote.transport.CHUNK_BYTES", 8192)
     url = server(ranges=ranges)
     chunks = list(read_chunks(url, start, len(CONTENT), patience=SHORT))
     assert b"".join(chunks) == CONTENT[start:] == b"".join(read_chunks(url, start, patience=SHORT))

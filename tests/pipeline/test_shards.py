@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from pipeline import StreamingLoader
-from pipeline.decode import Decoder
 from pipeline.errors import ShardError, UserError
 from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split, npy_bytes
-from pipeline.open_shards import OpenShards
-from pipeline.reads import PlainReader
-from pipeline.shards import ShardFile
+from pipeline.shards.decode import Decoder
+from pipeline.shards.open_shards import OpenShards
+from pipeline.shards.reads import PlainReader
+from pipeline.shards.shard import ShardFile
 from pipeline.tar import ShardWriter, scan_tar
 from tests.helpers import encode, make_image, make_key, make_shard_set
 
@@ -123,7 +123,7 @@ def test_a_raw_image_is_checked_at_its_first_read_only(copied, monkeypatch):
     shards = copied("raw")
     file = ShardFile(shards.folder, shards.split("train")[2])
     checked: list[int] = []
-    monkeypatch.setattr("pipeline.decode.crc32", lambda data: checked.append(1) or zlib.crc32(data))
+    monkeypatch.setattr("pipeline.shards.decode.crc32", lambda data: checked.append(1) or zlib.crc32(data))
     decoder, out = Decoder("raw"), np.empty((3, 16, 16, 3), np.uint8)
     for rows in ([3, 4, 3], [3, 4, 5], [5, 3, 4]):
         decoder.fill([file] * 3, rows, out)
@@ -221,7 +221,7 @@ def test_a_missing_index_costs_only_a_scan_where_nothing_can_be_written(copied, 
     def refuse(path: Path, _: bytes) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pipeline.shards.write_atomic", refuse)
+    monkeypatch.setattr("pipeline.shards.shard.write_atomic", refuse)
     assert len(epoch(shards)) == 5
     assert not (shards.folder / f"{VICTIM}.index").exists()
 
@@ -329,7 +329,7 @@ def test_a_disk_that_fails_is_a_plain_message(copied, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("pipeline.decode.make_reader", PlainReader)
+    monkeypatch.setattr("pipeline.shards.decode.make_reader", PlainReader)
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(UserError, match=r"reading .*train-00000.*Input/output error"):
         epoch(shards)

@@ -14,7 +14,7 @@ import s3fs
 from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError, ShardError, TransportError, UserError
 from pipeline.format import ShardSet
-from pipeline.remote import Patience, read_chunks
+from pipeline.remote.transport import Patience, read_chunks
 from tests.faults import FAULTS, FaultyServer
 from tests.helpers import make_image, make_key, make_shard_set
 
@@ -165,7 +165,7 @@ def test_buckets_are_read_like_folders(shards, monkeypatch):
         host, port = moto.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         s3fs.S3FileSystem.clear_instance_cache()
-        from pipeline.remote import filesystem
+        from pipeline.remote.transport import filesystem
 
         system, _ = filesystem("s3://faces", PATIENT)
         system.mkdir("faces")
@@ -173,7 +173,7 @@ def test_buckets_are_read_like_folders(shards, monkeypatch):
             system.pipe_file(f"faces/tiny/{path.name}", path.read_bytes())
         assert_same(load("s3://faces/tiny"), load(shards))
         system.pipe_file("faces/whole", bytes(2 * 4096))
-        monkeypatch.setattr("pipeline.remote.CHUNK_BYTES", 4096)
+        monkeypatch.setattr("pipeline.remote.transport.CHUNK_BYTES", 4096)
         assert list(read_chunks("s3://faces/whole", 0)) == [bytes(4096)] * 2, (
             "the end of a file of unknown size is found"
         )

@@ -214,7 +214,7 @@ def s3() -> Iterator[str]:
             for name, value in names.items():
                 patch.setenv(name, value)
             patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{process.stdout.readline().strip()}")
-            from pipeline.remote import filesystem
+            from pipeline.remote.transport import filesystem
 
             filesystem("s3://faces")[0].mkdir("faces")
             yield "s3://faces"
@@ -224,7 +224,7 @@ def s3() -> Iterator[str]:
 
 def content(url: str) -> dict[str, str]:
     """The sha256 of every file below a URL, as `hashes` gives it for a folder."""
-    from pipeline.remote import filesystem
+    from pipeline.remote.transport import filesystem
 
     found, root = filesystem(url)
     found.invalidate_cache()

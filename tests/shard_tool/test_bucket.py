@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.errors import TransportError
 from pipeline.format import Shard
-from pipeline.remote import Patience
+from pipeline.remote.transport import Patience
 from shard_tool.bucket import Bucket
 from shard_tool.cli import main
 from shard_tool.journal import GroupRecord, Journal
@@ -151,7 +151,7 @@ def test_an_upload_that_arrives_damaged_is_sent_again(
             self.pipe_file(path, data[:-1] if damage == "cut off" else data[:-1] + b"x")
 
     monkeypatch.setattr(MemoryFileSystem, "put_file", damaging)
-    monkeypatch.setattr("pipeline.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.remote.transport.time.sleep", lambda seconds: None)
     url = f"memory://{tmp_path.name}/{damage}/set"
     make(photos, url, *SMALL, "--staging", tmp_path / "staging")
     assert damaged
@@ -170,7 +170,9 @@ def test_a_server_that_takes_nothing_ends_the_build_and_a_rerun_goes_on(
     url, staging = f"memory://{tmp_path.name}/full/set", ("--staging", tmp_path / "staging")
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "put_file", failing)
-        patch.setattr("pipeline.remote.retrying.__kwdefaults__", {**_defaults(), "wait": lambda seconds: None})
+        patch.setattr(
+            "pipeline.remote.transport.retrying.__kwdefaults__", {**_defaults(), "wait": lambda seconds: None}
+        )
         error = refuse(photos, url, *SMALL, *staging, code=1)
     assert "no space in the bucket" in error
     assert "shardset.json" not in content(url)
@@ -179,7 +181,7 @@ def test_a_server_that_takes_nothing_ends_the_build_and_a_rerun_goes_on(
 
 
 def _defaults() -> dict[str, Any]:
-    from pipeline.remote import retrying
+    from pipeline.remote.transport import retrying
 
     assert retrying.__kwdefaults__ is not None
     return {**retrying.__kwdefaults__, "patience": Patience(attempts=2)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.files import try_lock
 from pipeline.format import RECORD, SUFFIX, Index, Shard, ShardSet, Split
-from pipeline.shards import ShardFile
+from pipeline.shards.shard import ShardFile
 from pipeline.tar import ShardWriter
 from shard_tool.checks import _Record
 from shard_tool.cli import main

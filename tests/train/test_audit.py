@@ -15,7 +15,7 @@ import train.run
 from pipeline.batch import digests
 from pipeline.format import ShardSet
 from pipeline.order import Order
-from pipeline.shards import load_index
+from pipeline.shards.shard import load_index
 from tests.helpers import make_shard_set
 from tests.train.tiny import tiny_config, tiny_state, updates
 from train.audit import EpochAudit, Progress, audit, main

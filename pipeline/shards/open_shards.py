@@ -18,13 +18,13 @@ from concurrent.futures import Future, InvalidStateError
 
 import numpy as np
 
-from pipeline.cache import DiskCache, NoRoomError
 from pipeline.errors import ConfigError, ShardError, UserError
-from pipeline.fetch import address, fetch
 from pipeline.format import ShardSet, Split, index_bytes
 from pipeline.order import Order
-from pipeline.remote import DEFAULT_PATIENCE, Patience, waiting
-from pipeline.shards import Copy, ShardFile
+from pipeline.remote.cache import DiskCache, NoRoomError
+from pipeline.remote.fetch import address, fetch
+from pipeline.remote.transport import DEFAULT_PATIENCE, Patience, waiting
+from pipeline.shards.shard import Copy, ShardFile
 
 _FETCHING, _OPENING = 4, 8
 """Threads, with and without a cache. A thread holds up to two chunks of a shard while it fetches."""

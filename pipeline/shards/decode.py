@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import describe_os_error
-from pipeline.reads import Places, Reader, make_reader
-from pipeline.shards import ShardFile
+from pipeline.shards.reads import Places, Reader, make_reader
+from pipeline.shards.shard import ShardFile
 
 _parsing = threading.Lock()
 """numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""

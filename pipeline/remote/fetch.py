@@ -10,11 +10,11 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.cache import Claim, DiskCache
 from pipeline.errors import ShardError, TransportError, UserError
 from pipeline.format import Index, Shard
-from pipeline.remote import CHUNK_BYTES, Patience, join, read_bytes, read_chunks, retrying, waiting
-from pipeline.shards import check_index
+from pipeline.remote.cache import Claim, DiskCache
+from pipeline.remote.transport import CHUNK_BYTES, Patience, join, read_bytes, read_chunks, retrying, waiting
+from pipeline.shards.shard import check_index
 from pipeline.tar import scan_tar
 
 _FETCHES = 3
