@@ -1,16 +1,51 @@
-"""Small files that are either wholly there or not there at all."""
+"""Where files are, on this machine or behind a URL; and small files that are either wholly there or not at all."""
 
 import contextlib
 import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+Place = Path | str
+"""A path on this machine, or a URL: what `place_of` has decided is not asked again."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+://")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What a file system answers that has no locks."""
+
+
+def place_of(location: str | os.PathLike[str]) -> Place:
+    """A path for what is on this machine, with `~` for the home folder; else the URL, such as `s3://bucket/faces-64`."""
+    text = os.fspath(location)
+    if not is_url(text):
+        return Path(os.path.expanduser(text))
+    protocol, _, path = text.partition("://")
+    return Path(urllib.parse.unquote(path)) if protocol == "file" else text.rstrip("/")
+
+
+def is_url(location: str | os.PathLike[str]) -> bool:
+    """Whether a file is named by a protocol (`s3://bucket/key`) instead of by a place on this machine."""
+    return _URL.match(os.fspath(location)) is not None
+
+
+def inside(folder: Place, name: str) -> Place:
+    """The place of `name` in a folder."""
+    if isinstance(folder, Path):
+        return folder / name
+    path, mark, query = folder.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def expand_home(words: Iterable[str]) -> list[str]:
+    """A command's words with `~/` as the home folder also behind `--option=`, where no shell does that."""
+    return [
+        re.sub(r"\A(--[\w.-]+=)?~(?=/|\Z)", lambda found: (found[1] or "") + os.path.expanduser("~"), word)
+        for word in words
+    ]
 
 
 def try_lock(file: IO[Any]) -> bool:

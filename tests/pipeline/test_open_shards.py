@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import StreamingLoader, open_shards
+from pipeline import StreamingLoader
 from pipeline.errors import ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.order import Order
 from pipeline.remote.cache import DiskCache
 from pipeline.remote.transport import Patience
+from pipeline.shards import open_shards
 from pipeline.shards.open_shards import Lookahead, OpenShards
 from pipeline.shards.shard import ShardFile
 from tests.faults import FaultyServer
