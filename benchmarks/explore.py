@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 
 from explore.commands import COMMANDS  # noqa: E402
 from pipeline.errors import EXIT_FAULT  # noqa: E402
-from pipeline.format import ShardSet  # noqa: E402
 from pipeline.machine import PeakMemory  # noqa: E402
 from train.config import load_config  # noqa: E402
 
@@ -128,8 +127,7 @@ def measure_run(run: Path, work: Path, commands: Collection[str], images: int) -
     """A row for each command, on a copy of the run folder; those that come first may leave files to those after."""
     with tempfile.TemporaryDirectory(dir=work) as temporary:
         copy = Path(shutil.copytree(run, Path(temporary) / "run", ignore=shutil.ignore_patterns("explore", "lock")))
-        shards = load_config(copy / "config.toml").data.shards
-        size = ShardSet.open(str(shards)).image_size
+        size = load_config(copy / "config.toml").data.open().image_size
         for command in COMMANDS:
             if command not in commands:
                 continue

@@ -1,17 +1,24 @@
 """How far the order of training is from a full shuffle, on shards sorted by label; and how often shards are fetched.
 
-    python benchmarks/order.py      (seconds; no photos, no torch)
+    python benchmarks/order.py              (seconds; no photos, no torch)
+    python benchmarks/order.py --sets 4     (how long a seek takes in 10^9 samples of several sets)
 
 Every shard holds samples of one class alone, as in a set that was made class by class, and a class fills several
 shards. A batch of a full shuffle is a fair draw of all classes; what an order does worse shows as classes that are
 missing from its batches, and as a larger distance of a batch's classes from those of the set (total variation: the
 share of a batch that would have to be of other classes). Shuffle buffers, as other loaders have them, stand beside.
+
+The sets of a seek are descriptions in memory, without files. A cold seek finds a batch anywhere in the order, and the
+shards that it needs, with nothing known of that epoch.
 """
 
 import argparse
+import hashlib
+import statistics
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +28,15 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline import Dataset
+from pipeline.format import ShardSet, Split
 from pipeline.order import Order, default_lanes, default_window
 
 CLASSES = 64
 SHARD_SAMPLES = 1024
 ROUND = 8
 """Batches that a slow drift is measured over."""
+SEEKS = 9
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,16 @@ class Mixture:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print both tables, or how long a seek takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=512, help=f"shards of the set, a multiple of {CLASSES}")
+    parser.add_argument("--shards", type=int, help=f"a multiple of {CLASSES} (default: 512); of --sets any (100,000)")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--sets", type=int, default=0, help="measure a seek in so many sets instead")
+    parser.add_argument("--samples", type=int, default=10**9, help="of all those sets together")
     options = parser.parse_args()
-    shards, batch_size = options.shards, options.batch_size
+    if options.sets:
+        return show_seek(options.sets, options.shards or 100_000, options.samples, options.batch_size)
+    shards, batch_size = options.shards or 512, options.batch_size
     if shards < CLASSES or shards % CLASSES:
         parser.error(f"--shards must be a multiple of {CLASSES}; got {shards}")
     console = Console()
@@ -65,6 +79,45 @@ def main() -> None:
         fetches.add_row(str(lanes), *(f"{fetched(shards, lanes, count) / shards:.3f}" for count in nodes))
     console.print(fetches)
     print(f"With 8 lanes it may be {1 + 8 / shards:.3f} times: each lane may begin within a shard.")
+
+
+def show_seek(sets: int, shards: int, samples: int, batch_size: int) -> None:
+    """Print how long it takes to open `sets` of so many shards and samples together, and to find a batch in them."""
+    made = [described_set(number, shards // sets, samples // sets) for number in range(sets)]
+    began = time.perf_counter()
+    split = Dataset.open(made).split("train")
+    order = Order(split.samples)
+    built_s = time.perf_counter() - began
+    seeks = [seek_s(split.samples, position, batch_size) for position in spread_positions(order)]
+    print(
+        f"{split.total:,} samples in {len(split):,} shards of {sets} sets, window {order.window}, lanes {order.lanes}: "
+        f"dataset and order in {built_s:.3f} s, a cold seek of a batch of {batch_size} in "
+        f"{statistics.median(seeks):.3f} s (median of {len(seeks)}, at most {max(seeks):.3f})"
+    )
+
+
+def described_set(number: int, shards: int, samples: int) -> ShardSet:
+    """A set without files: so many samples, spread evenly over its shards."""
+    counts = np.diff(np.linspace(0, samples, shards + 1).astype(np.int64))
+    names = np.array([f"train-{shard:06d}".encode() for shard in range(shards)])
+    sha256 = [hashlib.sha256(f"{number} {shard}".encode()).hexdigest().encode() for shard in range(shards)]
+    split = Split(names, counts, counts * 4096, np.array(sha256))
+    described = ShardSet(Path(f"set-{number}"), f"set-{number}", 64, 3, "jpeg", {"train": split})
+    return replace(described, fingerprint=described.computed_fingerprint())
+
+
+def spread_positions(order: Order) -> list[int]:
+    """Positions all over the first three epochs."""
+    return [round(3 * order.total * (seek + 0.5) / SEEKS) for seek in range(SEEKS)]
+
+
+def seek_s(samples: NDArray[np.int64], position: int, batch_size: int) -> float:
+    """Seconds to find the batch at a position, and the shards that it needs, in an order of which nothing is known."""
+    order = Order(samples)
+    began = time.perf_counter()
+    order.locate(np.arange(position, position + batch_size))
+    order.needed(position, position + batch_size, range(order.lanes))
+    return time.perf_counter() - began
 
 
 def orders(shards: int) -> Iterator[tuple[str, str, NDArray[np.int64]]]:

@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from explore.measures.distances import sliced_wasserstein  # noqa: E402
-from pipeline import ShardSet  # noqa: E402
+from pipeline import Dataset  # noqa: E402
+from pipeline.counter import normal  # noqa: E402
 from pipeline.errors import EXIT_RUN_AGAIN, LeanstreamError, UserError, report_error  # noqa: E402
 from pipeline.machine import usable_cores  # noqa: E402
-from pipeline.noise import normal  # noqa: E402
 from shard_tool.cli import main as shard_tool  # noqa: E402
 from train.evaluate import aggregate_posterior, score, stream_images  # noqa: E402
 from train.objectives import Likelihood  # noqa: E402
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if gain >= options.gain and best.swd_samples <= first.swd_samples else 1
 
 
-def held_out_set(photos: Path, work: Path) -> ShardSet:
+def held_out_set(photos: Path, work: Path) -> Dataset:
     """The photos as shards, with the partition's val and test as one split that the trainer never looks at."""
     folder = work / f"faces-{SIZE}"
     if not (folder / "shardset.json").exists():
@@ -130,10 +130,10 @@ def held_out_set(photos: Path, work: Path) -> ShardSet:
         )
         if code:
             raise UserError(f"the photos must become shards; got exit code {code}. See the message above.")
-    return ShardSet.open(folder)
+    return Dataset.open(folder)
 
 
-def contend(name: str, options: argparse.Namespace, shards: ShardSet) -> Result:
+def contend(name: str, options: argparse.Namespace, shards: Dataset) -> Result:
     """Train one contender, or go on with it, and score it."""
     settings = " ".join(f"{COMMON} {CONTENDERS[name]} {options.extra}".split())
     folder = options.work / name.replace(", ", "-").replace(" ", "-")
@@ -151,7 +151,7 @@ def contend(name: str, options: argparse.Namespace, shards: ShardSet) -> Result:
     return result
 
 
-def train_for(minutes: float, settings: str, folder: Path, shards: ShardSet) -> None:
+def train_for(minutes: float, settings: str, folder: Path, shards: Dataset) -> None:
     """Train in legs, so that the schedule's end comes when the time is over."""
     for share in LEGS:
         done, left_s = progress(folder), 60 * minutes
@@ -162,7 +162,7 @@ def train_for(minutes: float, settings: str, folder: Path, shards: ShardSet) -> 
         images = FAR
         if done is not None:
             images = done["position"] + max(0, round(done["speed"] * (left_s - FINISH_S)))
-        arguments = [*settings.split(), "--train.total-images", str(images), "--data.shards", str(shards.location)]
+        arguments = [*settings.split(), "--train.total-images", str(images), "--data.shards", *shards.locations]
         if share < 1:
             arguments += ["--run.max-minutes", str(left_s / 60 - minutes * (1 - share))]
         command = [sys.executable, str(ROOT / "train" / "run.py"), "--run.dir", str(folder), *arguments]
@@ -181,7 +181,7 @@ def progress(folder: Path) -> dict[str, Any] | None:
     return {**summary, "speed": (summary["position"] - began) / summary["wall_s"]}
 
 
-def examine(name: str, settings: str, folder: Path, shards: ShardSet) -> Result:
+def examine(name: str, settings: str, folder: Path, shards: Dataset) -> Result:
     """Every figure, from the finished model: averaged weights, float32."""
     torch.set_num_threads(usable_cores())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -216,7 +216,7 @@ def examine(name: str, settings: str, folder: Path, shards: ShardSet) -> Result:
     )
 
 
-def as_markdown(results: list[Result], shards: ShardSet) -> str:
+def as_markdown(results: list[Result], shards: Dataset) -> str:
     """The table, and what it was measured on."""
     people = shards.split(HELD_OUT).total
     lines = [

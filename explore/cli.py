@@ -13,11 +13,12 @@ from tyro.conf import subcommand
 
 from explore.commands import COMMANDS, Common
 from pipeline.errors import LeanstreamError, report_error
+from pipeline.files import expand_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. What was written is printed, a file a line."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = expand_home(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False)
     try:
         command = parse(arguments)

@@ -17,8 +17,8 @@ class Common:
     """Run folder, e.g. runs/demo."""
     model: str | None = None
     """Finished model, instead of --run: its folder, or a Hugging Face repository."""
-    shards: str | None = None
-    """Folder or URL of the shard set. Default: the one that the run was trained on."""
+    shards: tuple[str, ...] | None = None
+    """Folders or URLs of shard sets, which are read as one. Default: what the run was trained on."""
     out: Path | None = None
     """Folder for the results. Default: explore/ in the run's or the model's folder."""
     seed: int = 0
@@ -35,7 +35,8 @@ class Reconstruct(Common):
     """Originals over their reconstructions, and the PSNR of each: images of the set, or photos of your own."""
 
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Photos of any size, or folders of them, in place of the set's images. They are cropped and resized as those."""
+    """Photos of any size, or folders of them, in place of the set's images. They are cropped and resized as those.
+    Name them before --shards."""
     split: Literal["train", "val", "test"] = "val"
     """Which images of the set."""
     count: int = 32
@@ -54,7 +55,7 @@ class Morph(Common):
 
     faces: tyro.conf.Positional[tuple[str, ...]] = ()
     """Two or more: photos, folders of them, or numbers or keys of images of the set (12, val:12, val:000123).
-    Default: two of the split, drawn by the seed."""
+    Name them before --shards. Default: two of the split, drawn by the seed."""
     split: Literal["train", "val", "test"] = "val"
     """Where numbers and keys without a split's name belong."""
     steps: int = 9
@@ -142,7 +143,7 @@ class Attributes(Common):
 
     faces: tyro.conf.Positional[tuple[str, ...]] = ()
     """Photos, folders of them, or numbers or keys of images of the set (12, val:12, val:000123).
-    Default: three of the held-out images, drawn by the seed."""
+    Name them before --shards. Default: three of the held-out images, drawn by the seed."""
     only: str | None = None
     """Attributes to show, e.g. Smiling,Eyeglasses. Default: all."""
     apply: str | None = None

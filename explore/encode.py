@@ -13,8 +13,8 @@ from torch import Tensor
 
 from explore.model import Trained
 from pipeline import StreamingLoader
+from pipeline.counter import normal
 from pipeline.machine import release_memory
-from pipeline.noise import normal
 from train.evaluate import batch_for
 from train.grids import to_uint8
 from train.models import FaceVAE

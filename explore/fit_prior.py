@@ -197,11 +197,11 @@ def best(measured: Mapping[str, Measured]) -> tuple[str, str]:
 
 
 def _check_set(trained: Trained) -> None:
-    shards, known = trained.require_shards(), trained.facts.get("shardset")
-    if known is not None and known != shards.fingerprint:
+    shards = trained.require_shards()
+    if not trained.same_data:
         raise UserError(
-            f"the prior must be fitted to the set that the model was trained on; got {shards.location}, which is "
-            "another. Give the right one with --shards."
+            f"the prior must be fitted to what the model was trained on; got {shards.location}, which is other data. "
+            "Give the right sets with --shards."
         )
 
 

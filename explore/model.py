@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from explore.commands import Common
-from pipeline import ShardSet
+from pipeline import Dataset
 from pipeline.errors import CheckpointError, UserError
 from train.architectures import Architecture
 from train.checkpoint import generations, read_newest
@@ -29,13 +29,16 @@ class Trained:
     model: FaceVAE
     fitted: Gaussian
     """Mean and covariance of the aggregate posterior."""
-    shards: ShardSet | None
+    shards: Dataset | None
+    """Each sample once, also where training reads a set more often: figures and tables are of different images."""
     facts: dict[str, Any]
     folder: Path
     """Where results go."""
     home: Path
     """The run's folder or the model's."""
     device: torch.device
+    same_data: bool = True
+    """Whether the model was trained on `shards`, as far as is known."""
 
     @property
     def likelihood(self) -> Likelihood:
@@ -44,8 +47,8 @@ class Trained:
             return Likelihood("laplace", self.facts["sigma"] / math.sqrt(2))
         return Likelihood("gaussian", self.facts["sigma"] ** 2)
 
-    def require_shards(self) -> ShardSet:
-        """The shard set; `UserError` where none is known."""
+    def require_shards(self) -> Dataset:
+        """The shard sets; `UserError` where none is known."""
         if self.shards is None:
             raise UserError("the images must come from a shard set; got none. Add --shards FOLDER.")
         return self.shards
@@ -60,8 +63,13 @@ class Trained:
         return found.total
 
     def require_attributes(self) -> tuple[str, ...]:
-        """Names of the set's attributes; `UserError` where it has none."""
+        """Names of the attributes that all sets have; `UserError` where there are none."""
         shards = self.require_shards()
+        if not shards.attributes and any(one.attributes for one in shards.sets):
+            raise UserError(
+                f"the attributes must be the same in all sets; got others in each of {shards.location}. "
+                "Look at one of them: --model with the finished model, and --shards with that set alone."
+            )
         if not shards.attributes:
             raise UserError(
                 f"the shard set must have attributes; got none in {shards.location}. "
@@ -88,7 +96,7 @@ def load_trained(command: Common, prior_images: int = 4096) -> Trained:
             f"{command.run} must be a run folder; got no config.toml in it. Name a folder such as runs/demo."
         )
     data = load_config(folder.config_file).data
-    if command.shards is None and data.shards is None:
+    if not command.shards and not data.shards:
         raise UserError(f"{folder.config_file} must name data.shards; got none. Give the set with --shards.")
     opened = data.open(command.shards)
     if (folder.final / CONFIG_FILE).exists():
@@ -98,21 +106,25 @@ def load_trained(command: Common, prior_images: int = 4096) -> Trained:
         loaded, facts = _from_checkpoint(folder, opened, device)
         fitted = aggregate_posterior(loaded, opened, "train", prior_images, device)
     results = command.out or command.run / "explore"
-    return Trained(loaded, fitted, opened, facts, results, command.run, device)
+    return Trained(loaded, fitted, opened.once(), facts, results, command.run, device)
 
 
 def _load_model(command: Common, folder: Path, device: torch.device) -> Trained:
     loaded, fitted, facts = load_pretrained(folder, device)
-    opened = None if command.shards is None else ShardSet.open(command.shards)
+    results = command.out or folder / "explore"
+    if not command.shards:
+        return Trained(loaded, fitted, None, facts, results, folder, device)
+    opened = Dataset.open(command.shards)
     size = loaded.architecture.image_size
-    if opened is not None and opened.image_size != size:
+    if opened.image_size != size:
         raise UserError(
-            f"{command.shards} must be of the model's size {size}; got {opened.image_size}. Give a set of that size."
+            f"{opened.location} must be of the model's size {size}; got {opened.image_size}. Give a set of that size."
         )
-    return Trained(loaded, fitted, opened, facts, command.out or folder / "explore", folder, device)
+    same = facts.get("shardset") in (None, opened.fingerprint)
+    return Trained(loaded, fitted, opened.once(), facts, results, folder, device, same)
 
 
-def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) -> tuple[FaceVAE, dict[str, Any]]:
+def _from_checkpoint(folder: RunFolder, shards: Dataset, device: torch.device) -> tuple[FaceVAE, dict[str, Any]]:
     if not generations(folder.checkpoints):
         raise UserError(f"{folder.path} must hold a model; got no checkpoint yet. Wait for the first save.")
     generation, _ = read_newest(folder.checkpoints)
@@ -135,9 +147,9 @@ def _from_checkpoint(folder: RunFolder, shards: ShardSet, device: torch.device) 
     }
 
 
-def _check_same_data(folder: RunFolder, shards: ShardSet, facts: dict[str, Any]) -> None:
+def _check_same_data(folder: RunFolder, shards: Dataset, facts: dict[str, Any]) -> None:
     if facts["shardset"] != shards.fingerprint:
         raise UserError(
-            f"{shards.location} must be the set that {folder.path} was trained on; got other data. "
-            "Give the right one with --shards."
+            f"{shards.location} must be what {folder.path} was trained on; got other data. "
+            "Give the right sets with --shards."
         )

@@ -24,9 +24,9 @@ from explore.html.reproduce import steps_of
 from explore.html.results import KINDS, Table, read_sections, table_of
 from explore.html.wording import flat, label, show, without_places
 from explore.output import Output
-from pipeline import StreamingLoader
+from pipeline import Dataset, StreamingLoader
 from pipeline.errors import LeanstreamError
-from shard_tool.described import labels_by_split
+from shard_tool.described import labels_of_all
 
 FILE = "report.html"
 _FACES = 48
@@ -56,7 +56,7 @@ def run(command: Report, console: Console) -> list[Path]:
 
 
 def render(evidence: Evidence, results: Path) -> str:
-    """The page; the same for the same files."""
+    """The page; the same for the same files, seen from the same folder."""
     environment = Environment(
         loader=PackageLoader("explore.html", "templates"),
         autoescape=True,
@@ -150,29 +150,40 @@ def _scores(evidence: Evidence) -> Table | None:
 
 
 def _data(evidence: Evidence) -> list[tuple[str, str]]:
-    shards = evidence.shards
-    if shards is None:
+    if evidence.shards is None:
         data = evidence.training.get("data") or {}
         return [(label(name), show(value, name)) for name, value in data.items() if value != {}]
-    splits = ", ".join(f"{split.total:,} {name}" for name, split in shards.splits.items() if len(split))
+    shards = evidence.shards.once()
+    rejected = sum(one.rejected for one in shards.sets)
+    splits = ", ".join(f"{split.total:,} {name}" for name, split in shards.splits.items())
     count = sum(len(split) for split in shards.splits.values())
     size = sum(int(split.bytes.sum()) for split in shards.splits.values())
-    labels = f"{len(shards.attributes)} attributes" if shards.attributes else f"{len(shards.classes)} classes"
     return [
-        ("shard set", without_places(shards.name)),
+        ("shard set" if len(shards.sets) == 1 else "shard sets", ", ".join(_names(evidence.shards))),
         ("images", splits),
-        *([("left out", f"{shards.rejected:,} inputs that gave no image")] if shards.rejected else []),
+        *([("left out", f"{rejected:,} inputs that gave no image")] if rejected else []),
         ("size, encoding", f"{shards.image_size} x {shards.image_size} px, {shards.encoding}"),
         ("shards", f"{count:,}, {show(size, 'bytes')}"),
-        ("labels", labels if shards.attributes or shards.classes else "none"),
-        ("fingerprint", shards.fingerprint),
+        ("labels", _labels(shards)),
+        ("fingerprint", evidence.shards.fingerprint),
     ]
 
 
+def _names(shards: Dataset) -> Iterator[str]:
+    for one, count in zip(shards.sets, shards.repeats, strict=True):
+        yield without_places(one.name) + (f" ({count:,} times an epoch)" if count > 1 else "")
+
+
+def _labels(shards: Dataset) -> str:
+    if shards.attributes or shards.classes:
+        return f"{len(shards.attributes)} attributes" if shards.attributes else f"{len(shards.classes)} classes"
+    return "not the same in all sets" if any(one.attributes or one.classes for one in shards.sets) else "none"
+
+
 def _faces(evidence: Evidence) -> list[Picture]:
-    """The first training images of the set's order, each with its key."""
-    shards = evidence.shards
-    if shards is None or not shards.splits.get("train"):
+    """The first training images of the sets' order, each with its key."""
+    shards = evidence.shards.once() if evidence.shards is not None else None
+    if shards is None or "train" not in shards.splits:
         return []
     count = min(_FACES, shards.splits["train"].total)
     try:
@@ -189,19 +200,18 @@ def _faces(evidence: Evidence) -> list[Picture]:
 
 def _attributes(evidence: Evidence) -> Table | None:
     """How many images of each split have each label."""
-    shards = evidence.shards
+    shards = evidence.shards.once() if evidence.shards is not None else None
     try:
-        counts = labels_by_split(shards) if shards is not None else None
+        counts = labels_of_all(shards.sets) if shards is not None else None
     except (KeyError, TypeError, ValueError):  # A set that was edited by hand is still a set.
         counts = None
     if shards is None or counts is None:
         return None
-    splits = [name for name, split in shards.splits.items() if len(split)]
     rows = [
-        (name, *(f"{counts[split][name] / shards.splits[split].total:.1%}" for split in splits))
+        (name, *(f"{counts[split][name] / content.total:.1%}" for split, content in shards.splits.items()))
         for name in shards.attributes or shards.classes
     ]
-    return table_of("How many images have each attribute", ("attribute", *splits), rows)
+    return table_of("How many images have each attribute", ("attribute", *shards.splits), rows)
 
 
 def _grids(evidence: Evidence) -> Iterator[Picture]:

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from pipeline.batch import Batch as Batch
     from pipeline.format import ShardSet as ShardSet
     from pipeline.loader import StreamingLoader as StreamingLoader
+    from pipeline.shards.dataset import Dataset as Dataset
 
-_HOME = {"Batch": "pipeline.batch", "ShardSet": "pipeline.format", "StreamingLoader": "pipeline.loader"}
-__all__ = ["Batch", "ShardSet", "StreamingLoader"]
+_HOME = {
+    "Batch": "pipeline.batch",
+    "Dataset": "pipeline.shards.dataset",
+    "ShardSet": "pipeline.format",
+    "StreamingLoader": "pipeline.loader",
+}
+__all__ = ["Batch", "Dataset", "ShardSet", "StreamingLoader"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,20 +26,22 @@ class Layout(NamedTuple):
     """[B, H, W, C]"""
     noise: int
     """Normals for each sample; 0: none."""
+    margin: int = 0
+    """Bytes before the images."""
 
     @property
     def noise_offset(self) -> int:
         """Bytes before the noise, a multiple of 64."""
-        return -(-math.prod(self.images) // _ALIGNMENT) * _ALIGNMENT
+        return -(-(self.margin + math.prod(self.images)) // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def bytes(self) -> int:
         """Memory for both."""
-        return self.noise_offset + 4 * self.images[0] * self.noise if self.noise else math.prod(self.images)
+        return self.noise_offset + 4 * self.images[0] * self.noise
 
     def split(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Views of `memory`, uint8 [bytes]: the images uint8 [B, H, W, C] and the noise float32 [B, noise]."""
-        images = memory[: math.prod(self.images)].view(self.images)
+        images = memory[self.margin : self.margin + math.prod(self.images)].view(self.images)
         if not self.noise:
             return images, None
         return images, memory[self.noise_offset :].view(torch.float32).view(-1, self.noise)
@@ -49,7 +51,7 @@ class Buffer:
     """Memory for the images and the noise of one batch, and the event after which a copy out of it has finished."""
 
     def __init__(self, layout: Layout, pinned: bool) -> None:
-        memory = torch.empty(layout.bytes, dtype=torch.uint8, pin_memory=pinned)
+        memory = torch.empty(layout.bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         self.array: NDArray[np.uint8] = memory.numpy()
         images, noise = layout.split(memory)
         self.images: NDArray[np.uint8] = images.numpy()
@@ -106,8 +108,8 @@ class BufferPool:
 
 def digests(shards: NDArray[np.int64], rows: NDArray[np.int64], crc32: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A 64-bit hash of (shard, row, crc32) for each sample [n]; their sum over an epoch proves what was seen."""
-    high, low, _, _ = philox((shards, rows, crc32, np.zeros_like(rows)), make_key("audit"))
-    hashes: NDArray[np.uint64] = (high << 32 | low).astype(np.uint64)
+    high, low, _, _ = philox(shards, rows, crc32, key=make_key("audit"))
+    hashes: NDArray[np.uint64] = high << 32 | low
     return hashes
 
 
@@ -120,7 +122,7 @@ class Samples:
     crc32: NDArray[np.int64]
     files: OpenShards
 
-    def __getitem__(self, part: slice) -> "Samples":
+    def __getitem__(self, part: "slice | NDArray[np.int64]") -> "Samples":
         return Samples(self.shards[part], self.rows[part], self.crc32[part], self.files)
 
     @cached_property
@@ -135,9 +137,19 @@ class Samples:
         return tuple(file.key(row) for file, row in zip(files, self.rows.tolist(), strict=True))
 
 
+class Skipped(NamedTuple):
+    """A damaged sample that was left out of a batch."""
+
+    position: int
+    shard: str
+    """Its tar."""
+    key: str
+    reason: str
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Consecutive samples of the order, or one process's part of them."""
+    """Consecutive samples of the order, or one process's part of them, without those that were left out."""
 
     images: torch.Tensor
     """uint8 [B, C, H, W] in channels-last memory, RGB; pinned when a GPU is there."""
@@ -151,6 +163,8 @@ class Batch:
     for; pinned as the images are."""
     _samples: Samples = field(repr=False)
     _buffer: Buffer | None = field(default=None, repr=False)
+    skipped: tuple[Skipped, ...] = ()
+    """Damaged samples that were left out, where the loader was told to."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -172,11 +186,7 @@ class Batch:
         """
         device = torch.device(device)
         whole = range(len(self))
-        batch = self
-        if whole[part] != whole:
-            batch = self._changed(
-                lambda tensor: tensor[part], positions=self.positions[part], _samples=self._samples[part]
-            )
+        batch = self if whole[part] == whole else self._part(part, part)
         if device == self.images.device:
             return batch
         # To the CPU it waits, or the tensors would be handed over before their values are there.
@@ -187,6 +197,19 @@ class Batch:
             event.record(torch.cuda.current_stream(device))
             self._buffer.copied = event
         return moved
+
+    def without(self, slots: NDArray[np.int64], skipped: tuple[Skipped, ...]) -> "Batch":
+        """A copy that lacks some samples."""
+        kept = np.delete(np.arange(len(self)), slots)
+        batch = self._part(kept, torch.from_numpy(kept))
+        return replace(
+            batch, images=batch.images.contiguous(memory_format=torch.channels_last), _buffer=None, skipped=skipped
+        )
+
+    def _part(self, part: "slice | NDArray[np.int64]", index: slice | torch.Tensor) -> "Batch":
+        return self._changed(
+            lambda tensor: tensor[index], positions=self.positions[index], _samples=self._samples[part]
+        )
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor], **others: Any) -> "Batch":
         return replace(

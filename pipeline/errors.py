@@ -5,6 +5,7 @@
     │   └── ConfigError          a configuration value, key or combination
     ├── SourceError              photos could not be read this time: exit code 1
     ├── TransportError           a remote file could not be had in the time allowed: exit code 1
+    ├── StoppedError             a wait was broken off, because somebody asked for an end
     └── DataError                bytes on disk are not what was written: exit code 1
         ├── ShardError           a shard, its index or one sample of it
         └── CheckpointError      a checkpoint generation
@@ -39,6 +40,10 @@ class SourceError(LeanstreamError):
 
 class TransportError(LeanstreamError):
     """A remote file could not be read or written in the time allowed; another attempt may succeed."""
+
+
+class StoppedError(LeanstreamError):
+    """A wait was broken off, because somebody asked for an end; whoever waited may wait again."""
 
 
 class DataError(LeanstreamError):

@@ -14,19 +14,20 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, LeanstreamError, ShardError, UserError
-from pipeline.files import sync_folder, write_json
-from pipeline.remote.transport import DEFAULT_PATIENCE, Patience, filesystem, is_url, join, read_bytes
+from pipeline.errors import LeanstreamError, ShardError, UserError
+from pipeline.files import Place, inside, place_of, sync_folder, write_json
+from pipeline.remote.transport import DEFAULT_PATIENCE, Patience, read_bytes
 
 FORMAT_NAME = "leanstream-shardset"
 FORMAT_VERSION = 1
@@ -38,6 +39,17 @@ SPLITS = ("train", "val", "test")
 SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp", "raw": "npy"}
 """File name extension of a member, by encoding."""
 MAX_KEY_BYTES = 80
+_MOST_PIXELS = 1 << 13
+"""Of an image's side. This and the next limits are far beyond what is made: they refuse what would fill the memory."""
+_MOST_SAMPLES, _MOST_BYTES = 1 << 26, 1 << 44
+"""Of a shard."""
+_LEAST_BYTES = 1024
+"""Of a sample in a tar: its header and one block."""
+_NAME = re.compile(r"[^./\0][^/\0]{0,200}")
+"""Of a file in the set's folder."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What JSON can write and no file name or terminal can."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 RECORD = np.dtype(
     [
@@ -98,6 +110,19 @@ class Index:
             raise ShardError(f"{name} must be whole; got a damaged index. Delete it, and it is rebuilt from the tar.")
         return cls(np.frombuffer(body, RECORD), tar_bytes, sha256.hex())
 
+    def check(self, shard: "Shard", where: str, remedy: str) -> Self:
+        """The index, if it is that of the shard and lies within its tar; else `ShardError`, `where` it was found."""
+        if self.tar_sha256 != shard.sha256 or self.tar_bytes != shard.bytes or len(self.records) != shard.samples:
+            raise ShardError(
+                f"{where} must be as shardset.json describes it; "
+                f"got {len(self.records)} samples of a tar with sha256 {self.tar_sha256[:12]}. {remedy}."
+            )
+        for part in ("image", "json"):
+            offsets, sizes = self.records[f"{part}_offset"], self.records[f"{part}_size"].astype(np.uint64)
+            if offsets.max() > shard.bytes or (offsets + sizes).max() > shard.bytes or sizes.sum() > shard.bytes:
+                raise ShardError(f"{where} must lie within its tar; got a sample behind its end. {remedy}.")
+        return self
+
 
 def index_bytes(samples: int) -> int:
     """Size of the `.index` file of a shard of so many samples."""
@@ -139,12 +164,21 @@ class Split:
 
     @classmethod
     def of(cls, rows: list[Mapping[str, Any]]) -> Self:
-        """From the rows of `shardset.json`."""
+        """From the rows of `shardset.json`; `ValueError` for what cannot be a shard."""
+        names, samples, sizes, sha256 = ([row[key] for row in rows] for key in ("name", "samples", "bytes", "sha256"))
+        for name in names:
+            _check(_is_text(name) and _NAME.fullmatch(name), "a name of a shard", name)
+        for digest in sha256:
+            _check(type(digest) is str and _SHA256.fullmatch(digest), "a sha256 of a shard", digest)
+        for count, size in zip(samples, sizes, strict=True):
+            _check(type(size) is int and 0 < size <= _MOST_BYTES, "bytes of a shard", size)
+            fits = type(count) is int and 0 < count <= min(size // _LEAST_BYTES, _MOST_SAMPLES)
+            _check(fits, f"samples in {size} bytes", count)
         return cls(
-            np.array([row["name"].encode() for row in rows], np.bytes_),
-            np.array([row["samples"] for row in rows], np.int64),
-            np.array([row["bytes"] for row in rows], np.int64),
-            np.array([row["sha256"].encode() for row in rows], np.bytes_),
+            np.array([name.encode() for name in names], np.bytes_),
+            np.array(samples, np.int64),
+            np.array(sizes, np.int64),
+            np.array([digest.encode() for digest in sha256], np.bytes_),
         )
 
     def __len__(self) -> int:
@@ -169,9 +203,9 @@ class Split:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A finished shard set: the content of `shardset.json`, and where and how it is read."""
+    """A finished shard set: the content of `shardset.json`, and where it is."""
 
-    location: Path | str
+    location: Place
     """The folder on this machine, or a URL."""
     name: str
     image_size: int
@@ -188,14 +222,10 @@ class ShardSet:
     """How the set was made: one entry for the build, one for each append."""
     rejected: int = 0
     """Inputs that were left out; `rejected.jsonl` has a line for each."""
-    fingerprint: str = field(default="")
+    fingerprint: str = ""
     """sha256 over image size, encoding and the shards' names, counts and hashes: equal sets train equally."""
     image_member: str = ""
     """Suffix of the member that is the image, in a foreign set whose samples hold several; else empty."""
-    cache: Path | bool = False
-    """Folder of the disk cache that the shards are read through; True: the default one, as always for a URL."""
-    cache_bytes: int | None = None
-    """Limit of that cache; None: half of what is free there."""
 
     @property
     def folder(self) -> Path:
@@ -205,21 +235,11 @@ class ShardSet:
         return self.location
 
     @classmethod
-    def open(
-        cls,
-        location: str | os.PathLike[str],
-        *,
-        cache: str | os.PathLike[str] | bool = False,
-        cache_bytes: int | None = None,
-        patience: Patience = DEFAULT_PATIENCE,
-    ) -> Self:
+    def open(cls, location: str | os.PathLike[str], *, patience: Patience = DEFAULT_PATIENCE) -> Self:
         """Read the description of a set.
 
         Args:
             location: its folder, or its URL (`s3://bucket/faces-64`).
-            cache: folder of a disk cache to read the shards through, or True for the default one. A set behind a URL
-                is always read through one; for a folder it pays on a slow mounted drive.
-            cache_bytes: limit of that cache; default: half of what is free there.
             patience: how long a remote file is waited for.
 
         Raises:
@@ -227,49 +247,58 @@ class ShardSet:
             ShardError: where its description is damaged.
             TransportError: where its description could not be fetched in time.
         """
-        if cache_bytes is not None and cache_bytes < 1:
-            raise ConfigError(f"cache_bytes must be at least 1; got {cache_bytes}. Leave it out for the default.")
-        place = _place(location)
-        path = join(place, SHARDSET_FILE) if isinstance(place, str) else place / SHARDSET_FILE
+        place = place_of(location)
+        path = inside(place, SHARDSET_FILE)
         try:
-            data = json.loads(read_bytes(path, patience=patience) if isinstance(path, str) else path.read_bytes())
+            data = json.loads(path.read_bytes() if isinstance(path, Path) else read_bytes(path, patience=patience))
+            if not isinstance(data, dict):
+                raise ValueError("something else than an object")
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{place} must be a finished shard set; got {_what_is_there(place)}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, LeanstreamError):
                 raise
             raise ShardError(f"{path} must be JSON; got '{error}'. Copy or build the set again.") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT_NAME or data.get("version") != FORMAT_VERSION:
+        if data.get("format") != FORMAT_NAME or data.get("version") != FORMAT_VERSION:
             raise ShardError(
                 f"{path} must be of format {FORMAT_NAME} version {FORMAT_VERSION}; "
                 f"got {data.get('format')} version {data.get('version')}. Use the leanstream that wrote it."
-                if isinstance(data, dict)
-                else f"{path} must describe a shard set; got something else. Copy or build the set again."
             )
         try:
-            opened = cls(
-                place,
-                data["name"],
-                data["image_size"],
-                data["channels"],
-                data["encoding"],
-                {split: Split.of(content["shards"]) for split, content in data["splits"].items()},
-                tuple(data["attributes"]),
-                tuple(data["classes"]),
-                tuple(data["parts"]),
-                data["rejected"],
-                data["fingerprint"],
-                image_member=data.get("image_member", ""),
-                cache=cache if isinstance(cache, bool) else Path(cache),
-                cache_bytes=cache_bytes,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ShardError(f"{path} must be complete; got no valid {error}. Copy or build the set again.") from error
+            opened = cls._decoded(place, data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise ShardError(f"{path} must describe a shard set; got {what}. Copy or build the set again.") from error
         if opened.fingerprint != opened.computed_fingerprint():
             raise ShardError(
                 f"{path} must match its own fingerprint; got another. It was edited or damaged: copy the set again."
             )
         return opened
+
+    @classmethod
+    def _decoded(cls, place: Place, data: Mapping[str, Any]) -> Self:
+        """From parsed JSON; an error names the first value that is of another type or range than a set's."""
+        name, size, channels, encoding = (data[key] for key in ("name", "image_size", "channels", "encoding"))
+        _check(_is_text(name) and "/" not in name and name not in ("", ".", ".."), "a name", name)
+        _check(type(size) is int and 0 < size <= _MOST_PIXELS, "an image_size", size)
+        _check(type(channels) is int and 0 < channels <= 4, "a number of channels", channels)
+        _check(_is_text(encoding) and encoding in SUFFIX, "an encoding", encoding)
+        for key in ("attributes", "classes"):
+            _check(type(data[key]) is list and all(map(_is_text, data[key])), f"{key}, a list of words", data[key])
+        _check(
+            type(data["parts"]) is list and all(type(part) is dict for part in data["parts"]), "parts", data["parts"]
+        )
+        _check(type(data["rejected"]) is int and data["rejected"] >= 0, "a count of rejected inputs", data["rejected"])
+        member = data.get("image_member", "")
+        _check(_is_text(member), "an image_member", member)
+        for split in data["splits"]:
+            _check(_is_text(split) and _NAME.fullmatch(split), "a name of a split", split)
+        splits = {split: Split.of(content["shards"]) for split, content in data["splits"].items()}
+        shards = [shard for split in splits.values() for shard in split.names.tolist()]
+        _check(len(set(shards)) == len(shards), "names of shards, each once", "one twice")
+        labels = tuple(data["attributes"]), tuple(data["classes"])
+        return cls(place, name, size, channels, encoding, splits, *labels, tuple(data["parts"]), data["rejected"],
+                   data["fingerprint"], member)  # fmt: skip
 
     def save(self) -> None:
         """Write `shardset.json` into `folder`, which completes the set."""
@@ -314,15 +343,16 @@ class ShardSet:
         return self.splits[name]
 
 
-def _place(location: str | os.PathLike[str]) -> Path | str:
-    """A path for what is on this machine, else the URL."""
-    if not is_url(location):
-        return Path(location)
-    url = os.fspath(location).rstrip("/")
-    return Path(filesystem(url)[1]) if url.startswith("file://") else url
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
-def _what_is_there(place: Path | str) -> str:
+def _check(holds: object, what: str, found: object) -> None:
+    if not holds:
+        raise ValueError(f"{str(found)[:80]!r} in place of {what}")
+
+
+def _what_is_there(place: Place) -> str:
     make = "Make one with: shard_tool make-shards PHOTOS --size 64"
     if isinstance(place, str):
         return f"no {SHARDSET_FILE} there. {make}"

@@ -1,10 +1,12 @@
 """The machine: cores that may be used, and memory as a person pays for it, the PSS of a whole process tree."""
 
 import ctypes
+import math
 import os
 import re
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,8 +39,40 @@ def show_bytes(count: float) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on; a container's share of processor time counts, part of a core as a whole."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = granted_cores()
+    return cores if math.isinf(granted) else max(1, min(cores, math.ceil(granted)))
+
+
+def granted_cores(root: Path = Path("/")) -> float:
+    """Processor seconds a second that the control groups of this process grant it, version 1 or 2; else infinite.
+
+    `root` holds `proc` and `sys`. In a container the path of a group may be that of the host, which is not mounted:
+    then the group at the mount counts. A limit of any group above counts as well.
+    """
+    granted, mount = math.inf, root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = (mount / "cpu" if controllers else mount) / path.strip("/")
+        for folder in (group, *group.parents):
+            quota = (
+                _text(folder / "cpu.max")
+                or f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
+            )
+            if match := re.match(r"(\d+)\s+(\d+)", quota):
+                granted = min(granted, int(match[1]) / int(match[2]))
+    return granted
+
+
+def _text(file: Path) -> str:
+    """What a small file of the kernel's holds; nothing where there is none."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def local_processes() -> int:

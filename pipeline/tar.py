@@ -5,7 +5,6 @@ A shard is USTAR without a clock or an owner in it: the same samples give the sa
 
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -14,8 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,38 +27,25 @@ IMAGE_SUFFIXES = (*SUFFIX.values(), "jpeg")
 
 
 class ShardWriter:
-    """Write one shard and its index; a context manager.
+    """Write one shard and its index.
 
-    Both appear under their names, synced, when `close()` succeeds; an exception inside the `with` block leaves
-    nothing behind. A temporary file that a crash left is overwritten by the next writer of that name.
+    Both appear under their names, synced, when `close()` succeeds; `abort()` leaves nothing behind. A temporary file
+    that a crash left is overwritten by the next writer of that name.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self._partial = folder / f".{name}.tar.partial"
-        self._file: BinaryIO | None = open(self._partial, "wb", buffering=1 << 16)  # noqa: SIM115
+        self._file = open(self._partial, "wb", buffering=1 << 16)  # noqa: SIM115
         self._sha256 = hashlib.sha256()
-        self._offset = 0
+        self.content_bytes = 0
+        """Bytes written so far; until the shard is finished, without the end of the tar."""
         self._records: list[tuple[int, ...]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     @property
     def samples(self) -> int:
         """Samples added so far."""
         return len(self._records)
-
-    @property
-    def content_bytes(self) -> int:
-        """Bytes written so far, without the end of the tar."""
-        return self._offset
 
     def add(self, key: str, image: bytes, suffix: str, meta: bytes = b"") -> None:
         """Append one sample: `<key>.<suffix>` and, where `meta` is not empty, `<key>.json`."""
@@ -73,38 +58,33 @@ class ShardWriter:
         if not self._records:
             self.abort()
             return None
-        assert self._file is not None, "the writer is closed"
-        self._write(bytes(tar_bytes(self._offset) - self._offset))
+        self._write(bytes(tar_bytes(self.content_bytes) - self.content_bytes))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file = None
-        index = Index(np.array(self._records, RECORD), self._offset, self._sha256.hexdigest())
+        index = Index(np.array(self._records, RECORD), self.content_bytes, self._sha256.hexdigest())
         # The tar goes first: an index without its tar would be the lie, a tar without its index is rebuilt.
         os.replace(self._partial, self.folder / f"{self.name}.tar")
         write_atomic(self.folder / f"{self.name}.index", index.to_bytes())
-        return Shard(self.name, len(self._records), self._offset, index.tar_sha256)
+        return Shard(self.name, len(self._records), self.content_bytes, index.tar_sha256)
 
     def abort(self) -> None:
-        """Drop the unfinished shard."""
-        if self._file is not None:
-            # On a full disk closing fails as writing did, and the file must go all the same.
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+        """Drop the shard unless it is finished."""
+        # On a full disk closing fails as writing did, and the file must go all the same.
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def _member(self, name: str, data: bytes) -> int:
         header = tar_header(name, len(data))
-        offset = self._offset + len(header)
+        offset = self.content_bytes + len(header)
         self._write(b"".join((header, data, bytes(-len(data) % BLOCK))))
         return offset
 
     def _write(self, data: bytes) -> None:
-        assert self._file is not None, "the writer is closed"
         self._file.write(data)
         self._sha256.update(data)
-        self._offset += len(data)
+        self.content_bytes += len(data)
 
 
 def member_bytes(size: int) -> int:
@@ -120,22 +100,17 @@ def tar_bytes(members: int) -> int:
 def tar_header(name: str, size: int) -> bytes:
     """The USTAR header of a file of `size` bytes; `ValueError` where `name` does not fit.
 
-    As `tarfile` makes it, at a thirtieth of the time: beside fast decoders, tarfile's headers were a tenth of a build.
+    As `tarfile` makes it, at a tenth of the time: beside fast decoders, tarfile's headers were a tenth of a build.
     """
     encoded = name.encode()
     if len(encoded) > tarfile.LENGTH_NAME or size >= 1 << 33:
         return _tarfile_header(name, size)
     digits = b"%011o" % size
-    checksum = _PLAIN_HEADER_SUM + sum(encoded) + sum(digits)
-    filled = encoded.ljust(tarfile.LENGTH_NAME, b"\0")
-    return b"%b%b%b%b%06o\0 %b" % (
-        filled,
-        _PLAIN_HEADER[100:124],
-        digits,
-        _PLAIN_HEADER[135:148],
-        checksum,
-        _PLAIN_HEADER[156:],
-    )
+    header = bytearray(_PLAIN_HEADER)
+    header[: len(encoded)] = encoded
+    header[124:135] = digits
+    header[148:154] = b"%06o" % (_PLAIN_CHECKSUM + sum(encoded) + sum(digits))
+    return bytes(header)
 
 
 def _tarfile_header(name: str, size: int) -> bytes:
@@ -145,7 +120,7 @@ def _tarfile_header(name: str, size: int) -> bytes:
 
 
 _PLAIN_HEADER = _tarfile_header("", 0)
-_PLAIN_HEADER_SUM = sum(_PLAIN_HEADER[:124] + _PLAIN_HEADER[135:148] + b" " * 8 + _PLAIN_HEADER[156:])
+_PLAIN_CHECKSUM = int(_PLAIN_HEADER[148:154], 8) - sum(_PLAIN_HEADER[124:135])
 
 
 def split_member_name(name: str) -> tuple[str, str]:
@@ -174,115 +149,75 @@ def scan_tar(path: Path, image: str = "", see: Callable[[Sample], None] = lambda
     Raises `ShardError` where it is no tar, is cut off, or has a sample without an image, with several, or twice.
     """
     records: list[tuple[int, ...]] = []
-    keys: set[str] = set()
     with open(path, "rb") as file:
         stream = _HashedReads(file.fileno())
         try:
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-                for key, members in _group(_members(tar, stream, image), path):
-                    if key in keys:
-                        raise ShardError(
-                            f"{path} must hold the members of a sample side by side and once; "
-                            f"got '{key}' a second time. {_REMEDY}."
-                        )
-                    keys.add(key)
-                    sample, record = _describe(path, key, members)
-                    see(sample)
-                    records.append(record)
-                end = tar.offset
-        except (tarfile.TarError, UnicodeError) as error:
-            raise ShardError(f"{path} must be a whole tar; got '{error}'. Build or copy this shard again.") from error
-        if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
+            for key, members, images in _samples(stream, path, image.lower()):
+                sample, record = _describe(path, key, members, images)
+                see(sample)
+                records.append(record)
+            stream.skip(stream.size)
+        except tarfile.TarError as error:
             raise ShardError(
-                f"{path} must be a whole tar; got no end after byte {end}. Build or copy this shard again."
-            )
-        tar_bytes = os.fstat(file.fileno()).st_size
-        stream.skip(tar_bytes)
-    return Index(np.array(records, RECORD), tar_bytes, stream.digest.hexdigest())
+                f"{path} must be a whole tar; got '{error}' near byte {stream.at}. Build or copy this shard again."
+            ) from error
+    return Index(np.array(records, RECORD), stream.size, stream.digest.hexdigest())
 
 
-class _Member(NamedTuple):
-    name: str
-    key: str
-    suffix: str
-    is_image: bool
-    offset: int
-    data: bytes
-    """Of an image, json or `cls`."""
-
-
-_REMEDY = "Write this shard again"
-
-
-def _members(tar: tarfile.TarFile, stream: "_HashedReads", image: str) -> Iterator[_Member]:
-    """The members of a tar that belong to samples."""
-    for member in tar:
-        # tarfile would keep every header that it has seen.
-        tar.members = []  # type: ignore[attr-defined]
-        if not member.isreg() or re.match(_NO_SAMPLE, member.name):
-            continue
-        key, suffix = split_member_name(member.name)
-        is_image = _is_image(suffix.lower(), image)
-        wanted = is_image or suffix.lower() in _LABELS
-        data = stream.read(member.offset_data, member.size) if wanted else b""
-        yield _Member(member.name, key, suffix.lower(), is_image, member.offset_data, data)
-
-
+_Members = dict[str, tuple[int, bytes]]
+"""Of one sample, by suffix: offset, and content of an image, json or `cls`."""
 _NO_SAMPLE = re.compile(r"__[^/]*__($|/)|(.*/)?\.[^/]*$|(.*/)?[^./]*$")
 """Names that no reader takes for a part of a sample: metadata, hidden files, and those without an extension."""
+_MOST_MEMBER_BYTES = 1 << 30
+"""Of an image or a label; a record of an index ends at four times that."""
 
 
-_LABELS = ("json", "cls")
-
-
-def _is_image(suffix: str, image: str) -> bool:
-    return suffix == image.lower() if image else suffix.rpartition(".")[2] in IMAGE_SUFFIXES
-
-
-def _group(members: Iterator[_Member], path: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Neighbours with one key, by their suffix."""
-    for key, neighbours in itertools.groupby(members, lambda member: member.key):
-        sample: dict[str, _Member] = {}
-        for member in neighbours:
-            if member.suffix in sample:
+def _samples(stream: "_HashedReads", path: Path, image: str) -> Iterator[tuple[str, _Members, list[str]]]:
+    """Key, members and suffixes of images of each sample."""
+    keys: set[str] = set()
+    files = (file for file in _files(stream.read) if not _NO_SAMPLE.match(file[0]))
+    for key, neighbours in itertools.groupby(files, lambda file: split_member_name(file[0])[0]):
+        members: _Members = {}
+        images: list[str] = []
+        for name, offset, size in neighbours:
+            suffix = split_member_name(name)[1].lower()
+            if key in keys or suffix in members:
+                rule = "each member of a sample once" if members else "the members of a sample side by side and once"
                 raise ShardError(
-                    f"{path} must hold each member of a sample once; got '{member.name}' a second time. {_REMEDY}."
+                    f"{path} must hold {rule}; got '{name if members else key}' a second time. Write this shard again."
                 )
-            sample[member.suffix] = member
-        yield key, sample
+            if suffix == image if image else suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+                images.append(suffix)
+            elif suffix not in ("json", "cls"):
+                members[suffix] = offset, b""
+                continue
+            if size > _MOST_MEMBER_BYTES:
+                raise tarfile.ReadError(f"a sample of {size} bytes")
+            members[suffix] = offset, stream.read(offset, size)
+        keys.add(key)
+        yield key, members, images
 
 
-def _describe(path: Path, key: str, members: dict[str, _Member]) -> tuple[Sample, tuple[int, ...]]:
-    images = [suffix for suffix, member in members.items() if member.is_image]
-    if not images:
+def _describe(path: Path, key: str, members: _Members, images: list[str]) -> tuple[Sample, tuple[int, ...]]:
+    if len(images) != 1:
+        remedy = f"Name one: shard_tool index {path.parent} --image {images[0]}" if images else "Write this shard again"
         raise ShardError(
-            f"{path} must hold an image for every sample; got none for '{key}' "
-            f"(it has {', '.join(members)}). {_REMEDY}."
+            f"{path} must hold {'one' if images else 'an'} image for every sample; "
+            f"got {', '.join(images) or 'none'} for '{key}' (it has {', '.join(members)}). {remedy}."
         )
-    if len(images) > 1:
-        raise ShardError(
-            f"{path} must hold one image for every sample; got {', '.join(images)} for '{key}'. "
-            f"Name one: shard_tool index {path.parent} --image {images[0]}."
-        )
-    image, label = members[images[0]], _label(members.get("json"), members.get("cls"))
-    record = (image.offset, 0, len(image.data), zlib.crc32(image.data), 0, 0)
-    if label:
-        record = (image.offset, label.offset, len(image.data), record[3], len(label.data), zlib.crc32(label.data))
-    return Sample(key, images[0], image.data, label.data if label else b""), record
-
-
-def _label(meta: _Member | None, number: _Member | None) -> _Member | None:
-    """The json unless it has no label of ours and `cls` has."""
-    if number is not None and labels_of(number.data) and not (meta is not None and labels_of(meta.data)):
-        return number
-    return meta
+    offset, image = members[images[0]]
+    label_offset, label = members.get("json", (0, b""))
+    if "cls" in members and labels_of(members["cls"][1]) and not labels_of(label):
+        label_offset, label = members["cls"]
+    record = (offset, label_offset, len(image), zlib.crc32(image), len(label), zlib.crc32(label))
+    return Sample(key, images[0], image, label), record
 
 
 def labels_of(data: bytes) -> dict[str, Any]:
     """The `attributes` (name to 0 or 1) or `label` (class number) that a json or `cls` member holds; else empty."""
     try:
         meta = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if type(meta) is int:
         meta = {"label": meta}
@@ -298,28 +233,85 @@ class _HashedReads:
     """Reads a file from its start to its end, and hashes all of it on the way."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._at = descriptor, 0
+        self._descriptor, self.at = descriptor, 0
+        self.size = os.fstat(descriptor).st_size
         self.digest = hashlib.sha256()
 
     def skip(self, end: int) -> None:
         """Go on to byte `end`."""
-        while self._at < end and (data := os.pread(self._descriptor, min(end - self._at, _READ), self._at)):
-            self.digest.update(data)
-            self._at += len(data)
+        while self.at < end:
+            self.read(self.at, min(end - self.at, _READ))
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, which must not lie before what was read already."""
+        if offset + size > self.size:  # Before anything is allocated.
+            raise tarfile.ReadError("unexpected end of data")
         self.skip(offset)
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
             raise tarfile.ReadError("unexpected end of data")
         self.digest.update(data)
-        self._at += size
+        self.at += size
         return data
 
 
 _READ = 4 << 20
-_LONG_NAME = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+
+
+def _files(read: Callable[[int, int], bytes], at: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each regular file from the header at byte `at` to the block of zeros that ends a tar.
+
+    Not by `tarfile`, which believes every size, calls itself for every long name, and takes quadratic time for PAX
+    records. Raises `tarfile.TarError`, as must `read(offset, size)` where the tar ends too soon.
+    """
+    told: dict[bytes, bytes] = {}  # Of the next file.
+    while (block := read(at, BLOCK)) != bytes(BLOCK):
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        kind, size = header.type, header.size
+        if kind in _ABOUT_OTHERS:
+            if not 0 <= size <= _MOST_HEADER_BYTES:
+                raise tarfile.ReadError(f"a name of {size} bytes")
+            data = read(at + BLOCK, size)
+            records = {_GNU_LONG[kind]: data} if kind in _GNU_LONG else _pax_records(data)
+            if kind != tarfile.XGLTYPE:  # What is told of all files is neither name nor size.
+                told = records | told  # The first counts, as for tarfile.
+        else:
+            size = int(told.get(b"size", size))
+            if size < 0 or kind == tarfile.GNUTYPE_SPARSE:
+                raise tarfile.ReadError("a sparse file" if size >= 0 else f"a file of {size} bytes")
+            if header.isreg():
+                path = told.get(b"path", b"").partition(b"\0")[0].decode("utf-8", "surrogateescape")
+                yield path or header.name, at + BLOCK, size
+            elif kind in tarfile.SUPPORTED_TYPES:
+                size = 0  # Folders and links have no content, whatever they say.
+            told = {}
+        at += member_bytes(size)
+
+
+_GNU_LONG = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
+_ABOUT_NEXT = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, *_GNU_LONG)
+_ABOUT_OTHERS = (*_ABOUT_NEXT, tarfile.XGLTYPE)
+_MOST_HEADER_BYTES = 1 << 20
+"""Of the names and other records before one file."""
+
+
+def _pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Those of the records `<length> <key>=<value>\\n` that matter here: path and size."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while data[at : at + 1] not in (b"", b"\0"):
+        length, _, _ = data[at : at + 8].partition(b" ")
+        if not length.isdigit() or not len(length) < int(length) <= len(data) - at:
+            raise tarfile.ReadError("a damaged PAX record")
+        key, _, value = data[at + len(length) + 1 : at + int(length) - 1].partition(b"=")
+        if key.startswith(b"GNU.sparse.") or (key == b"size" and not re.fullmatch(rb"\d{1,19}", value)):
+            raise tarfile.ReadError(f"a PAX record {key[:40]!r} of {value[:40]!r}")
+        if key in (b"path", b"size"):
+            records[key] = value
+        at += int(length)
+    return records
+
+
 _MOST_BLOCKS = 9
 """Blocks before a header in which its long name is looked for: enough for every name that a file system allows."""
 
@@ -333,15 +325,10 @@ def member_name(read: Callable[[int, int], bytes], offset: int) -> str:
     data = read(start, offset - start)
     header = len(data) - BLOCK
     for at in range(header - 2 * BLOCK, -1, -BLOCK):
-        if data[at + 156 : at + 157] not in _LONG_NAME or data[at + 257 : at + 262] != b"ustar":
+        if data[at + 156 : at + 157] not in _ABOUT_NEXT or data[at + 257 : at + 262] != b"ustar":
             continue  # Before parsing: this is asked for every key of every batch.
-        try:
-            entry = tarfile.TarInfo.frombuf(data[at : at + BLOCK], "utf-8", "surrogateescape")
-        except tarfile.TarError:
-            continue
-        if at + BLOCK + -(-entry.size // BLOCK) * BLOCK == header:
-            with tarfile.open(fileobj=io.BytesIO(data[at:]), mode="r:", encoding="utf-8") as tar:
-                member = tar.next()
-                if member is not None:
-                    return member.name
+        with contextlib.suppress(tarfile.TarError):
+            name, content, _ = next(_files(lambda start, size: data[start : start + size], at), ("", 0, 0))
+            if content == len(data):
+                return name
     return tarfile.TarInfo.frombuf(data[header:], "utf-8", "surrogateescape").name

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import UserError
+from pipeline.files import inside
 from pipeline.format import Shard
-from pipeline.remote.transport import CHUNK_BYTES, filesystem, join, read_chunks, retrying
+from pipeline.remote.transport import CHUNK_BYTES, filesystem, read_chunks, retrying
 from shard_tool.place import STATE_FOLDER, lock_file
 
 STAGED_BYTES = 1 << 30
@@ -82,7 +83,7 @@ class Bucket:
     def load(self, name: str) -> bytes | None:
         """The content of a file, if it is there."""
         try:
-            return retrying(lambda: bytes(self._files.cat_file(self._path(name))), join(self._url, name))
+            return retrying(lambda: bytes(self._files.cat_file(self._path(name))), inside(self._url, name))
         except FileNotFoundError:
             return None
 
@@ -94,7 +95,7 @@ class Bucket:
             if bytes(self._files.cat_file(self._path(name))) != data:
                 raise OSError("other bytes came back than were sent")
 
-        retrying(attempt, join(self._url, name))
+        retrying(attempt, inside(self._url, name))
         self._sizes = None
 
     def hand_in(self, shard: Shard) -> None:
@@ -134,7 +135,7 @@ class Bucket:
     def remove_state(self) -> None:
         """Delete the journal and the workshop."""
         with contextlib.suppress(FileNotFoundError):
-            retrying(lambda: self._files.rm(self._path(STATE_FOLDER), recursive=True), join(self._url, STATE_FOLDER))
+            retrying(lambda: self._files.rm(self._path(STATE_FOLDER), recursive=True), inside(self._url, STATE_FOLDER))
         shutil.rmtree(self._workshop, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -184,7 +185,7 @@ class Bucket:
     def _send_all(self, names: list[str]) -> None:
         for name in names:
             path = self._workshop / name
-            retrying(lambda path=path, name=name: self._send(path, name), join(self._url, name))  # type: ignore[misc]
+            retrying(lambda path=path, name=name: self._send(path, name), inside(self._url, name))  # type: ignore[misc]
             path.unlink()
 
     def _send(self, path: Path, name: str) -> None:
@@ -198,7 +199,7 @@ class Bucket:
         if found.get("ETag", "").strip('"') == md5.hex() or found.get("md5Hash") == base64.b64encode(md5).decode():
             return  # The server has computed the same checksum.
         digest = hashlib.sha256()
-        for chunk in read_chunks(join(self._url, name), 0, size):
+        for chunk in read_chunks(inside(self._url, name), 0, size):
             digest.update(chunk)
         if digest.digest() != _digest(path, "sha256"):
             raise OSError("other bytes came back than were sent")

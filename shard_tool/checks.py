@@ -8,11 +8,9 @@ Where the tar is whole and its index says something else, the index is to blame;
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
-import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,18 +18,15 @@ from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.errors import ShardError, describe_os_error
 from pipeline.format import Index, Shard, ShardSet
+from pipeline.shards.picture import PICTURE_ERRORS, decode_picture, npy_header
 from pipeline.tar import BLOCK, labels_of, member_name, scan_tar, split_member_name
 from shard_tool.keys import name_hash
 
 _READ = 1 << 20
-_parsing = threading.Lock()
-"""numpy parses headers with `ast`, whose depth counter some Python 3.11 share between threads (SystemError)."""
 
 
 class Problem(NamedTuple):
@@ -93,7 +88,7 @@ class ShardCheck:
         self._keys: list[int] = []
         self._labels = np.zeros(len(shards.attributes) or len(shards.classes), np.int64)
         self._labelled = 0
-        self._decode = _npy_check(shards) if shards.encoding == "raw" else _decode
+        self._pixels = np.empty((shards.image_size, shards.image_size, 3), np.uint8)
 
     def run(self, *, quick: bool) -> ShardReport:
         """Check everything, or with `quick` nothing but hashes."""
@@ -210,7 +205,7 @@ class ShardCheck:
         if image is not None:
             try:
                 self._check_image(image, name)
-            except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            except PICTURE_ERRORS as error:
                 self._add(self._tar, name, f"does not decode: {error}")
         if record.json_size:
             json_key = self._member_key(file, record.json_offset, record.json_size)
@@ -249,8 +244,8 @@ class ShardCheck:
         return data
 
     def _check_image(self, data: bytes, name: str) -> None:
-        height, width, channels = self._decode(data)
-        size = self._set.image_size
+        is_raw, size = self._set.encoding == "raw", self._set.image_size
+        height, width, channels = npy_header(data)[1] if is_raw else decode_picture(data, self._pixels)
         if (height, width) != (size, size):
             self._add(self._tar, name, f"has {width}x{height} pixels in place of {size}x{size}")
         # Training makes three of any number; our own writer writes nothing else.
@@ -296,39 +291,6 @@ def _labels_of(meta: Any, shards: ShardSet) -> list[int] | None:
         label = meta.get("label")
         return [label] if type(label) is int and 0 <= label < len(shards.classes) else None
     return []
-
-
-def _decode(data: bytes) -> tuple[int, int, int]:
-    """Height, width and channels of an image that decodes, as training decodes it."""
-    if data[:1] == b"\xff":
-        colours = simplejpeg.decode_jpeg_header(data)[2]
-        height, width, _ = simplejpeg.decode_jpeg(data, "RGB").shape
-        return height, width, {"Gray": 1, "CMYK": 4, "YCCK": 4}.get(colours, 3)
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        return image.height, image.width, len(image.getbands())
-
-
-def _npy_check(shards: ShardSet) -> Callable[[bytes], tuple[int, int, int]]:
-    """A function that gives the shape of an `.npy` file of bytes, and remembers the one header that a set has."""
-    shape = (shards.image_size, shards.image_size, shards.channels)
-    known = b""
-
-    def check(data: bytes) -> tuple[int, int, int]:
-        nonlocal known
-        start = len(data) - int(np.prod(shape))
-        if known and data[:start] == known:
-            return shape
-        with _parsing:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-        if array.dtype != np.uint8 or array.ndim != 3 or not array.flags.c_contiguous:
-            raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
-        if array.shape == shape:
-            known = data[:start]
-        height, width, channels = array.shape
-        return height, width, channels
-
-    return check
 
 
 def _padded(offset: int, size: int) -> int:

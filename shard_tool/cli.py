@@ -19,15 +19,17 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from pipeline import Dataset
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, report_error
+from pipeline.files import expand_home
 from pipeline.format import SHARDSET_FILE
 from pipeline.machine import parse_bytes, usable_cores
-from shard_tool.contents import describe, show
+from shard_tool.contents import describe, describe_together, show, show_together
 from shard_tool.display import show_progress
 from shard_tool.make import Manner, make_shards
 from shard_tool.photo import Recipe
@@ -142,11 +144,12 @@ class MakeShards(Common):
 class Inspect(Common):
     """Show what a shard set holds, and the lines that open it; of one that is not finished, how to go on.
 
-    Exit code 0: finished; 1: not finished; 2: no shard set.
+    Of several sets also what they are if they are read as one. Exit code 0: finished; 1: not finished; 2: no shard set,
+    or sets that cannot be read as one.
     """
 
-    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """Folder of a shard set."""
+    folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DIR ...")] = ()
+    """Folder of a shard set, or several; DIR*3 is read three times an epoch."""
     json: bool = False
     """Print everything as JSON."""
 
@@ -224,7 +227,7 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 a fault, 2 the user's error, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = expand_home(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
         command = tyro.cli(
@@ -345,16 +348,45 @@ def _make_shards(command: MakeShards) -> None:
 
 
 def _inspect(command: Inspect) -> int:
-    folder = Path(command.folder)
-    begun = None if (folder / SHARDSET_FILE).exists() else find_unfinished(folder)
-    content = begun or describe(command.folder)
-    if command.json:
-        print(json.dumps(content, indent=1, ensure_ascii=False))
-    elif begun:
-        show_unfinished(begun, Console())
-    else:
-        show(content, Console())
-    return EXIT_FAULT if begun else EXIT_DONE
+    if not command.folders:
+        raise UserError("inspect must be told which shard set to show; got none. Name a folder.")
+    console, opened, contents = Console(), list[Dataset](), list[dict[str, Any]]()
+    for folder in command.folders:
+        begun = None if (Path(folder) / SHARDSET_FILE).exists() else find_unfinished(Path(folder))
+        if begun is None:
+            opened.append(Dataset.open(folder))
+        contents.append(begun or describe(opened[-1].sets[0]))
+        if command.json:
+            continue
+        if len(contents) > 1:
+            console.print()
+        (show_unfinished if begun else show)(contents[-1], console)
+    if len(contents) > 1:
+        _inspect_together(opened, contents, console, as_json=command.json)
+    elif command.json:
+        _print_json(contents[0])
+    return EXIT_DONE if len(opened) == len(contents) else EXIT_FAULT
+
+
+def _inspect_together(
+    opened: Sequence[Dataset], contents: Sequence[dict[str, Any]], console: Console, *, as_json: bool
+) -> None:
+    """Show sets as one, if all are finished; `UserError` where they do not go together."""
+    complete, together = len(opened) == len(contents), None
+    try:
+        if complete:
+            dataset = Dataset(tuple(one.sets[0] for one in opened), tuple(one.repeats[0] for one in opened))
+            together = describe_together(dataset)
+    finally:
+        if as_json:
+            _print_json({"complete": complete, "sets": contents, "together": together})
+    if together is not None and not as_json:
+        console.print()
+        show_together(together, console)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _verify(command: Verify) -> int:

@@ -1,6 +1,7 @@
 """What a finished shard set holds, for people and for programs."""
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import Dataset
 from pipeline.format import REJECTED_FILE, SUFFIX, ShardSet
-from shard_tool.described import label_counts, labels_by_split, open_described
+from shard_tool.described import check_described, label_counts, labels_by_split
 from shard_tool.unfinished import find_unfinished, show_unfinished
 
 SHOWN_LABELS = 60
 """Attributes or classes that are printed; `--json` has them all."""
 
 
-def describe(location: str) -> dict[str, Any]:
-    """Counts, settings, labels and rejections of the set in a folder, ready for JSON; no tar is opened."""
-    shard_set = open_described(location)
-    folder = shard_set.folder
+def describe(shard_set: ShardSet) -> dict[str, Any]:
+    """Counts, settings, labels and rejections of a set in a folder, ready for JSON; no tar is opened."""
+    folder = check_described(shard_set).folder
     counts = label_counts(shard_set)
     total = _total(shard_set)
     settings = shard_set.parts[0].get("settings", {}) if shard_set.parts else {}
@@ -33,10 +34,7 @@ def describe(location: str) -> dict[str, Any]:
         "crop": settings.get("crop"),
         "samples": total,
         "bytes": sum(int(split.bytes.sum()) for split in shard_set.splits.values()),
-        "splits": {
-            name: {"samples": split.total, "shards": len(split), "bytes": int(split.bytes.sum())}
-            for name, split in shard_set.splits.items()
-        },
+        "splits": _splits(shard_set),
         "attributes": {name: counts[name] / total if counts else None for name in shard_set.attributes},
         "classes": {name: counts[name] if counts else None for name in shard_set.classes},
         "labels": labels_by_split(shard_set),
@@ -56,10 +54,7 @@ def show(content: dict[str, Any], console: Console) -> None:
         f"{content['encoding']}{crop}, {megabytes(content['bytes'])}",
         highlight=False,
     )
-    splits = _table("split", "samples", "shards", "size")
-    for name, split in content["splits"].items():
-        splits.add_row(name, f"{split['samples']:,}", f"{split['shards']:,}", megabytes(split["bytes"]))
-    console.print(splits)
+    _show_splits(content["splits"], console)
     if content["attributes"]:
         _show_labels("attribute", content, console)
     if content["classes"]:
@@ -73,15 +68,70 @@ def show(content: dict[str, Any], console: Console) -> None:
     if content["append"] is not None:
         console.print()
         show_unfinished(content["append"], console)
-    for library, lines in content["open_with"].items():
-        console.print(f"\n[bold]{library}[/]")
-        # Plain text: a wrapped line could not be pasted.
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    _show_lines(content["open_with"], console)
+
+
+def describe_together(dataset: Dataset) -> dict[str, Any]:
+    """What several sets are if they are read as one, ready for JSON; counts are those of an epoch."""
+    split = next(iter(dataset.splits))
+    places = list(dataset.locations)
+    return {
+        "name": dataset.name,
+        "image_size": dataset.image_size,
+        "samples": sum(content.total for content in dataset.splits.values()),
+        "splits": _splits(dataset),
+        "attributes": list(dataset.attributes),
+        "classes": list(dataset.classes),
+        "same_labels": len({(one.attributes, one.classes) for one in dataset.sets}) == 1,
+        "fingerprint": dataset.fingerprint,
+        "open_with": {
+            "leanstream": _stream(places, split),
+            "training": [f"accelerate launch --quiet train/run.py --data.shards {shlex.join(places)}"],
+        },
+    }
+
+
+def show_together(content: dict[str, Any], console: Console) -> None:
+    """Print what `describe_together` found."""
+    console.print(
+        f"[bold]read as one[/]: {content['samples']:,} images of {content['image_size']} px an epoch", highlight=False
+    )
+    _show_splits(content["splits"], console)
+    names = content["attributes"] or content["classes"]
+    if names:
+        labels = f"{len(names):,} {'attribute' if content['attributes'] else 'class'} names, the same in all sets"
+    else:
+        labels = "none" if content["same_labels"] else "not the same in all sets: read together, they have none"
+    lines = [f"labels: {labels}", f"fingerprint: {content['fingerprint']}"]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    _show_lines(content["open_with"], console)
 
 
 def megabytes(count: int) -> str:
     """Bytes as a person reads them."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _splits(shards: ShardSet | Dataset) -> dict[str, dict[str, int]]:
+    return {
+        name: {"samples": split.total, "shards": len(split), "bytes": int(split.bytes.sum())}
+        for name, split in shards.splits.items()
+    }
+
+
+def _show_splits(splits: dict[str, dict[str, int]], console: Console) -> None:
+    table = _table("split", "samples", "shards", "size")
+    for name, split in splits.items():
+        table.add_row(name, f"{split['samples']:,}", f"{split['shards']:,}", megabytes(split["bytes"]))
+    console.print(table)
+
+
+def _show_lines(open_with: dict[str, list[str]], console: Console) -> None:
+    """What to paste, by what it is for."""
+    for name, lines in open_with.items():
+        console.print(f"\n[bold]{name}[/]")
+        # Plain text: a wrapped line could not be pasted.
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_labels(what: str, content: dict[str, Any], console: Console) -> None:
@@ -140,11 +190,7 @@ def _reasons(folder: Path) -> Counter[str]:
 def _open_with(folder: Path, shard_set: ShardSet) -> dict[str, list[str]]:
     """Python lines that open the first split; tests run them as they are."""
     split = next(iter(shard_set.splits))
-    leanstream = [
-        "from pipeline import StreamingLoader",
-        f"with StreamingLoader({str(folder)!r}, split={split!r}, batch_size=64) as batches:",
-        "    first = next(iter(batches))",
-    ]
+    leanstream = _stream(str(folder), split)
     indexed = [part["indexed"] for part in shard_set.parts if "indexed" in part]
     if indexed:  # Its tars may have any names.
         names = [
@@ -177,3 +223,11 @@ def _open_with(folder: Path, shard_set: ShardSet) -> dict[str, list[str]]:
         ],
         "leanstream": leanstream,
     }
+
+
+def _stream(shards: str | list[str], split: str) -> list[str]:
+    return [
+        "from pipeline import StreamingLoader",
+        f"with StreamingLoader({shards!r}, split={split!r}, batch_size=64) as batches:",
+        "    first = next(iter(batches))",
+    ]

@@ -1,6 +1,7 @@
 """What `shardset.json` says of labels and of its making, checked: its fingerprint is over the shards alone."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import ShardError
@@ -11,7 +12,11 @@ _LISTING = {"file": str, "sha256": str}
 
 def open_described(location: str) -> ShardSet:
     """`ShardSet.open` of a set whose labels and parts can be relied on too; raises what that raises."""
-    shards = ShardSet.open(location)
+    return check_described(ShardSet.open(location))
+
+
+def check_described(shards: ShardSet) -> ShardSet:
+    """The set, if its labels and parts can be relied on too; else `ShardError`."""
     wrong = next(_wrong(shards), None)
     if wrong is not None:
         raise ShardError(
@@ -42,16 +47,24 @@ def labels_by_split(shards: ShardSet) -> dict[str, dict[str, int]] | None:
     return found
 
 
+def labels_of_all(sets: Sequence[ShardSet]) -> dict[str, dict[str, int]] | None:
+    """The same over several sets together; None unless all have the same names, and all makers counted them."""
+    if len({(one.attributes, one.classes) for one in sets}) > 1:
+        return None
+    found: dict[str, Counter[str]] = {}
+    for counts in map(labels_by_split, sets):
+        if counts is None:
+            return None
+        for split, by_name in counts.items():
+            found.setdefault(split, Counter()).update(by_name)
+    return {split: dict(by_name) for split, by_name in found.items()}
+
+
 def _wrong(shards: ShardSet) -> Iterator[str]:
     for what, names in (("attributes", shards.attributes), ("classes", shards.classes)):
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            yield f"{what} that are no list of different names"
-    if type(shards.rejected) is not int or shards.rejected < 0:
-        yield f"rejected {shards.rejected!r}"
+        if len(set(names)) < len(names):
+            yield f"{what} that are not all different"
     for number, part in enumerate(shards.parts, 1):
-        if not isinstance(part, dict):
-            yield f"part {number} that is no object"
-            return
         for section in ("settings", "source", "versions", "positives", "listing"):
             if not isinstance(part.get(section, {}), dict):
                 yield f"part {number} whose {section} is no object"

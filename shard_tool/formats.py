@@ -22,6 +22,8 @@ from PIL import (  # noqa: F401
     features,
 )
 
+from pipeline.shards.picture import open_picture
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 _MOST_METADATA = 8 << 20
 """Bytes of a PNG's profile or text. Pillow stops at one MiB, and profiles of scanners are larger."""
@@ -67,7 +69,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise PhotoError("empty file")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return open_picture(data, FORMATS)
     except UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
             return _open_heic(data)

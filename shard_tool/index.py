@@ -22,10 +22,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import write_atomic
 from pipeline.format import INDEX_MAGIC, SHARDSET_FILE, SPLITS, SUFFIX, Index, Shard, ShardSet, Split
+from pipeline.shards.picture import Header, read_header
 from pipeline.tar import Sample, scan_tar
 from shard_tool.contents import megabytes
 from shard_tool.display import show_bytes
-from shard_tool.headers import Header, read_header
 from shard_tool.labels_found import FoundLabels
 from shard_tool.photo import quiet_pillow
 

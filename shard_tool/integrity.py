@@ -154,7 +154,7 @@ def _repeated_keys(shards: ShardSet, reports: Iterable[ShardReport]) -> Iterator
     for pair in same.tolist():
         (one, row), (other, other_row) = place(order[pair]), place(order[pair + 1])
         try:
-            keys = [ShardFile(shards.folder, two.shard).key(at) for two, at in ((one, row), (other, other_row))]
+            keys = [ShardFile(shards, two.shard).key(at) for two, at in ((one, row), (other, other_row))]
         except ShardError:
             continue  # A damaged shard has been reported already.
         if keys[0] == keys[1]:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import ShardError, UserError
-from pipeline.files import sync_folder, try_lock, write_atomic
+from pipeline.files import is_url, sync_folder, try_lock, write_atomic
 from pipeline.format import SHARDSET_FILE, Index, Shard, ShardSet
-from pipeline.remote.transport import is_url
 
 STATE_FOLDER = ".build"
 

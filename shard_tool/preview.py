@@ -111,7 +111,7 @@ def _samples(shards: ShardSet, split: Split, seed: int) -> Iterator[Sample]:
         for place in permutation(int(ends[-1]), "preview", seed, first).tolist():
             at = int(np.searchsorted(ends, place, side="right"))
             if at not in files:
-                files[at] = ShardFile(shards.folder, split[int(numbers[at])])
+                files[at] = ShardFile(shards, split[int(numbers[at])])
             row = place - int(ends[at] - split.samples[numbers[at]])
             yield Sample(files[at], row, _labels(shards, counts, files[at], row))
 
@@ -138,7 +138,7 @@ def paint(shards: ShardSet, samples: list[Sample], title: str, details: str) -> 
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 22), shorten(title, large, sheet.width - 2 * _MARGIN), _INK, large)
     draw.text((_MARGIN, 54), shorten(details, middle, sheet.width - 2 * _MARGIN), _GREY, middle)
-    decoder = Decoder(shards.encoding)
+    decoder = Decoder()
     for number, sample in enumerate(samples):
         left = _MARGIN + number % columns * (_TILE + _GAP)
         top = _HEADER + number // columns * (_TILE + caption + _GAP)

@@ -58,7 +58,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "pipeline",
         "pipeline.format",
-        "pipeline.noise",
+        "pipeline.counter",
         "pipeline.order",
         "pipeline.shards.shard",
         "shard_tool.cli",

@@ -3,7 +3,21 @@
 import numpy as np
 import pytest
 
-from benchmarks.order import CLASSES, SHARD_SAMPLES, buffered, classes_of, fetched, mixture, streamed
+from benchmarks.order import (
+    CLASSES,
+    SHARD_SAMPLES,
+    buffered,
+    classes_of,
+    described_set,
+    fetched,
+    mixture,
+    seek_s,
+    show_seek,
+    spread_positions,
+    streamed,
+)
+from pipeline import Dataset
+from pipeline.order import Order
 
 SHARDS = 128
 FULL = mixture(np.random.default_rng(3).permutation(classes_of(np.arange(SHARDS), SHARDS).repeat(SHARD_SAMPLES)), 256)
@@ -42,3 +56,13 @@ def test_nodes_that_divide_the_lanes_fetch_the_set_once(nodes: int) -> None:
 
 def test_nodes_beyond_the_lanes_fetch_it_again() -> None:
     assert fetched(SHARDS, 1, 4) > 3 * SHARDS
+
+
+def test_sets_without_files_are_sought_in_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    split = Dataset.open([described_set(number, 40, 10_003) for number in range(3)]).split("train")
+    assert (len(split), split.total) == (120, 30_009)
+    positions = spread_positions(Order(split.samples))
+    assert [position // split.total for position in positions] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert all(seek_s(split.samples, position, 16) > 0 for position in positions)
+    show_seek(3, 120, 30_009, 16)
+    assert "30,009 samples in 120 shards of 3 sets, window 8, lanes 8" in capsys.readouterr().out

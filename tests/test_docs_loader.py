@@ -51,6 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / name).symlink_to(ROOT / name)
     sets = {"train": SAMPLES, "val": 70}
     make_shard_set(home / "shards" / "faces-64", samples=sets, shard_samples=40, size=64, encoding="raw")
+    make_shard_set(home / "shards" / "rare-64", samples={"train": 20}, shard_samples=10, size=64, seed=1)
     (home / "webdataset").mkdir()
     with webdataset.TarWriter(str(home / "webdataset" / "0.tar"), encoder=False) as sink:
         for number in range(9):

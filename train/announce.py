@@ -3,7 +3,6 @@
 import torch
 
 from pipeline.machine import show_bytes
-from pipeline.remote.cache import cache_of
 from train.device import peak_bytes
 from train.display import duration
 from train.models import parameter_count
@@ -50,7 +49,7 @@ def record_start(session: Session, saved_by: str | None, rescheduled: list[str])
         f"to go: {left:,} images, {left // batch:,} updates, about "
         f"{duration(left * session.plan.seconds_per_image / session.accelerator.num_processes)}"
     )
-    if (cache := cache_of(session.shards)) is not None:
+    if (cache := session.shards.open_cache()) is not None:
         say(f"shards are read through {cache.folder}, up to {show_bytes(cache.limit_bytes)} of copies")
 
 
@@ -64,6 +63,8 @@ def show_result(session: Session, done: bool) -> None:
             f"{split}: PSNR {found['psnr_db']:.2f} dB, SSIM {found['ssim']:.3f}, rate {found['rate_nats']:.1f} nats, "
             f"{found['bits_per_dimension']:.3f} bits a dimension, {found['active_units']} latent dimensions in use"
         )
+    if state.skipped:
+        session.say(f"left out as damaged: {len(state.skipped):,} samples, named in {folder.path / 'ledger.jsonl'}")
     gpu_peak = peak_bytes(session.accelerator.device)
     session.say(
         f"memory: peak {show_bytes(session.memory.peak)} of RAM"

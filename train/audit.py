@@ -6,6 +6,8 @@ python -m train.audit runs/demo
     the audit    adds the same hash of each sample that the indexes list               --> a sum for each epoch
                  and compares: for a finished epoch all samples, for the unfinished one those of its first positions
 
+Samples that the run says it left out as damaged (`--data.on-error skip`) must be missing, and no other.
+
 Hashes have 64 bits and sums wrap around. A sample that was lost, trained twice, or taken for another one changes a
 sum; that two faults cancel each other has a chance of 2^-64. A single fault in an epoch is named, by shard and row.
 """
@@ -24,13 +26,15 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
-from pipeline import ShardSet
+from pipeline import Dataset
 from pipeline.batch import digests
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, CheckpointError, LeanstreamError, UserError, report_error
-from pipeline.format import Index, Shard, Split
+from pipeline.files import expand_home, inside
+from pipeline.format import Index, Shard, ShardSet
 from pipeline.order import Order
-from pipeline.remote.transport import join, read_bytes
-from pipeline.shards.shard import check_index, load_index
+from pipeline.remote.transport import read_bytes
+from pipeline.shards.dataset import Shards
+from pipeline.shards.shard import load_index
 from train.checkpoint import find_newest, read_state
 from train.config import from_dict, load_config
 from train.faults import Fault, Hashes, Place, Samples, find_fault
@@ -47,8 +51,8 @@ class Command:
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder, e.g. runs/demo."""
-    shards: str | None = None
-    """Shard set, a folder or a URL; default: the one that the run was trained on."""
+    shards: tuple[str, ...] = ()
+    """Shard sets, folders or URLs; default: those that the run was trained on."""
     debug: bool = False
     """Show tracebacks of errors."""
 
@@ -59,9 +63,9 @@ class Progress:
 
     position: int
     fingerprint: str
-    """Of the shard set."""
-    shards: str
-    """Folder of the shard set."""
+    """Of the shard sets."""
+    shards: tuple[str, ...]
+    """Where they are."""
     seed: int
     window: int | None
     lanes: int | None
@@ -69,6 +73,8 @@ class Progress:
     """By epoch."""
     source: Path
     """What it was read from."""
+    skipped: tuple[int, ...] = ()
+    """Positions whose samples were left out as damaged."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class EpochAudit:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns 0 where every sum is right, 1 where one is not, 2 where there is nothing to sum."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = expand_home(sys.argv[1:] if argv is None else argv)
     console = Console(highlight=False)
     try:
         command = tyro.cli(Command, args=argv, prog="python -m train.audit")
@@ -106,11 +112,11 @@ def report(command: Command, console: Console) -> int:
     """Audit, print a line for each epoch, and note the result in the run's ledger."""
     folder = RunFolder(command.run)
     progress = read_progress(folder)
-    shards = ShardSet.open(command.shards or progress.shards)
+    shards = Dataset.open(command.shards or progress.shards)
     if shards.fingerprint != progress.fingerprint:
         raise UserError(
-            f"{shards.location} must be the set that {folder.path} is trained on; got other data. "
-            "Give the right one with --shards."
+            f"{shards.location} must be the data that {folder.path} is trained on; got other data. "
+            "Give the right sets with --shards."
         )
     console.print(f"{progress.source}: image {progress.position:,}, of {shards.location}", soft_wrap=True, markup=False)
     console.print("epoch        images          expected             found", markup=False)
@@ -125,13 +131,17 @@ def report(command: Command, console: Console) -> int:
             named.append(f"epoch {line.epoch}: {_told(line.fault, shards.split('train'))}")
             console.print(f"       {named[-1]}", soft_wrap=True, markup=False)
     wrong = [line.epoch for line in found if not line.ok]
-    folder.note("audit", position=progress.position, epochs=len(found), wrong=wrong, named=named)
+    skipped = len(progress.skipped)
+    folder.note("audit", position=progress.position, epochs=len(found), wrong=wrong, named=named, skipped=skipped)
     if wrong:
         console.print(
             f"{len(wrong)} of {len(found)} epochs are wrong: images were lost, trained twice or exchanged", markup=False
         )
         return EXIT_FAULT
-    console.print(f"each of {progress.position:,} samples was trained exactly once in its place", markup=False)
+    said = f"each of {progress.position - skipped:,} samples was trained exactly once in its place"
+    if skipped:
+        said += f"; {skipped:,} were left out as damaged, and are named in ledger.jsonl"
+    console.print(said, soft_wrap=True, markup=False)
     return EXIT_DONE
 
 
@@ -153,24 +163,31 @@ def read_progress(folder: RunFolder) -> Progress:
         progress = _progress(json.loads(training.read_bytes()), folder.final)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{training} must be whole; got '{error}'. Copy it again.") from error
-    return replace(progress, shards=load_config(folder.config_file).data.shards or "")
+    return replace(progress, shards=load_config(folder.config_file).data.shards or ())
 
 
-def audit(progress: Progress, shards: ShardSet) -> Iterator[EpochAudit]:
+def audit(progress: Progress, shards: Dataset) -> Iterator[EpochAudit]:
     """Each epoch that the run has begun, and any other that it has a sum for.
 
     Memory is that of a few hundred shards' checksums, whatever the size of the set.
     """
-    order = Order(shards.split("train").samples, seed=progress.seed, window=progress.window, lanes=progress.lanes)
-    checksums = _Checksums(shards)
+    split = shards.split("train")
+    order = Order(split.samples, seed=progress.seed, window=progress.window, lanes=progress.lanes)
+    checksums = _Checksums(split)
     finished, begun = divmod(progress.position, order.total)
+    skipped = np.unique(np.array(progress.skipped, np.int64))
 
     def every() -> Iterator[Hashes]:
         return _every(checksums, order)
 
-    def look(epoch: int, images: int, expected: int, due: Samples) -> EpochAudit:
+    def look(epoch: int, images: int, whole: int, due: Samples) -> EpochAudit:
+        positions = skipped[skipped // order.total == epoch]
+        left_out = np.concatenate([np.empty(0, np.uint64), *(part.values for part in _at(positions, checksums, order))])
+        expected = (whole - int(left_out.sum(dtype=np.uint64))) % 2**64
         found = progress.sums.get(epoch, 0)
-        fault = None if found == expected else find_fault(found - expected, due, every, images)
+        if found == expected:
+            return EpochAudit(epoch, images, expected, found)
+        fault = find_fault(found - expected, lambda: _without(left_out, due()), every, images - len(left_out))
         return EpochAudit(epoch, images, expected, found, fault)
 
     # The sum of an epoch in which every sample was trained once does not depend on the order.
@@ -180,40 +197,40 @@ def audit(progress: Progress, shards: ShardSet) -> Iterator[EpochAudit]:
     if begun:
         due = functools.partial(_handed, checksums, order, finished * order.total, progress.position)
         yield look(finished, begun, _sum(due()), due)
-    for epoch in sorted(set(progress.sums) - set(range(finished + bool(begun)))):
+    ahead = {*progress.sums, *(skipped // order.total).tolist()} - set(range(finished + bool(begun)))
+    for epoch in sorted(ahead):
         yield look(epoch, 0, 0, lambda: iter(()))
 
 
 class _Checksums:
     """crc32 of the samples of a training split, by shard, from the indexes; the shards last asked for are held."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self._location, self._split = shards.location, shards.split("train")
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
         self._held: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def of(self, number: int) -> NDArray[np.int64]:
         """[samples] of one shard."""
         if number not in self._held:
-            self._held[number] = _index(self._location, self._split[number]).records["image_crc32"].astype(np.int64)
+            self._held[number] = _index(*self._shards[number]).records["image_crc32"].astype(np.int64)
             while len(self._held) > _OPEN_INDEXES:
                 self._held.popitem(last=False)
         self._held.move_to_end(number)
         return self._held[number]
 
 
-def _index(location: Path | str, shard: Shard) -> Index:
+def _index(shards: ShardSet, shard: Shard) -> Index:
     """The index of one shard; of a set behind a URL it is all that is fetched."""
-    if not isinstance(location, str):
-        return load_index(location / f"{shard.name}.index", location / f"{shard.name}.tar", shard)
-    url = join(location, f"{shard.name}.index")
+    tar, url = (inside(shards.location, f"{shard.name}.{suffix}") for suffix in ("tar", "index"))
+    if isinstance(tar, Path):
+        return load_index(tar, shard, shards.image_member)
     try:
-        index = Index.from_bytes(read_bytes(url), url)
+        index = Index.from_bytes(read_bytes(str(url)), str(url))
     except FileNotFoundError:
         raise UserError(
             f"{url} must exist for an audit; got no such file. Audit with --shards FOLDER, a copy of the set."
         ) from None
-    check_index(index, shard, url, "Copy the set again")
-    return index
+    return index.check(shard, str(url), "Copy the set again")
 
 
 def _every(checksums: _Checksums, order: Order) -> Iterator[Hashes]:
@@ -227,22 +244,34 @@ def _every(checksums: _Checksums, order: Order) -> Iterator[Hashes]:
 def _handed(checksums: _Checksums, order: Order, begin: int, end: int) -> Iterator[Hashes]:
     """The samples of the positions from `begin` to before `end`."""
     for first in range(begin, end, _CHUNK):
-        shards, rows = order.locate(np.arange(first, min(first + _CHUNK, end), dtype=np.int64))
-        for number in np.unique(shards).tolist():
-            chosen = rows[shards == number]
-            same = np.full_like(chosen, number)
-            yield Hashes(same, chosen, digests(same, chosen, checksums.of(number)[chosen]))
+        yield from _at(np.arange(first, min(first + _CHUNK, end), dtype=np.int64), checksums, order)
+
+
+def _at(positions: NDArray[np.int64], checksums: _Checksums, order: Order) -> Iterator[Hashes]:
+    """The samples of `positions`, shard by shard."""
+    shards, rows = order.locate(positions)
+    for number in np.unique(shards).tolist():
+        chosen = rows[shards == number]
+        same = np.full_like(chosen, number)
+        yield Hashes(same, chosen, digests(same, chosen, checksums.of(number)[chosen]))
+
+
+def _without(left_out: NDArray[np.uint64], samples: Iterator[Hashes]) -> Iterator[Hashes]:
+    """The samples whose hashes are not among those that were left out."""
+    for part in samples:
+        kept = ~np.isin(part.values, left_out)
+        yield Hashes(part.shards[kept], part.rows[kept], part.values[kept])
 
 
 def _sum(samples: Iterator[Hashes]) -> int:
     return sum(int(part.values.sum(dtype=np.uint64)) for part in samples) % 2**64
 
 
-def _told(fault: Fault, split: Split) -> str:
+def _told(fault: Fault, split: Shards) -> str:
     """What happened, in words."""
 
     def name(place: Place) -> str:
-        return f"{split[place[0]].name} row {place[1]}"
+        return f"{split.named(place[0])} row {place[1]}"
 
     if fault.surplus is None:
         assert fault.missing is not None, "a fault names at least one sample"
@@ -257,12 +286,13 @@ def _progress(state: dict[str, Any], source: Path) -> Progress:
     return Progress(
         state["position"],
         state["shardset"],
-        config.data.shards or "",
+        config.data.shards or (),
         config.run.seed,
         config.data.window,
         config.data.lanes,
         {int(epoch): int(total, 16) for epoch, total in state["audit"].items()},
         source,
+        tuple(state.get("skipped", ())),
     )
 
 

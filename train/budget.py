@@ -23,11 +23,10 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline import ShardSet
+from pipeline import Dataset
 from pipeline.errors import ConfigError
 from pipeline.loader import RAM_BYTES
 from pipeline.machine import show_bytes, tree_pss
-from pipeline.remote.cache import cache_of
 from train.config import Config
 from train.device import DTYPES, forget_peak, limit_memory, peak_bytes, release, to_device
 from train.models import FaceVAE, segments
@@ -168,7 +167,7 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
     return replace(plan, measured_bytes=peak_bytes(device, base_bytes), ram_bytes=ram_bytes)
 
 
-def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
+def within_disk(shards: Dataset, config: Config, need: Need) -> Dataset:
     """The set, with a cache that keeps to what `budget.disk` leaves beside the run's own files.
 
     Raises `ConfigError` where it does not even hold those.
@@ -184,7 +183,7 @@ def within_disk(shards: ShardSet, config: Config, need: Need) -> ShardSet:
             f"budget.disk must hold {config.checkpoint.keep + 1} checkpoints and the model, about {show_bytes(own)}; "
             f"got {show_bytes(limit)}. Raise it, or lower --checkpoint.keep."
         )
-    cache = cache_of(shards)
+    cache = shards.open_cache()
     return shards if cache is None else replace(shards, cache_bytes=min(cache.limit_bytes, limit - own))
 
 

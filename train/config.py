@@ -9,6 +9,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 import tyro
 
+from pipeline import Dataset
 from pipeline.errors import ConfigError
-from pipeline.format import ShardSet
+from pipeline.files import expand_home
 from pipeline.machine import parse_bytes
 
 Section = TypeVar("Section")
@@ -48,8 +50,9 @@ class RunConfig:
 class DataConfig:
     """Where the images come from."""
 
-    shards: str | None = None
-    """Folder or URL of the shard set. Default: the only one under shards/."""
+    shards: tuple[str, ...] | None = None
+    """Folders or URLs of shard sets, which are read as one; SET*3 reads a set three times an epoch. Default: the only
+    set under shards/."""
     threads: int | None = None
     """Decode threads of each process. Default: the cores."""
     flip: bool = False
@@ -62,22 +65,22 @@ class DataConfig:
     """Disk cache to read through, for slow drives: true, or a folder. A URL always has one: see docs/remote.md."""
     cache_bytes: str | None = None
     """Limit of that cache, such as 20GiB. Default: half of what is free there."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Answer to a damaged sample. raise: save and end; skip: go on without it, noted in the ledger and the audit."""
 
     def __post_init__(self) -> None:
         _check_positive("data", self, "threads", "window", "lanes")
         if self.cache_bytes is not None:
             parse_bytes(self.cache_bytes)
 
-    def open(self, shards: str | Path | None = None) -> ShardSet:
-        """The shard set, read as this section says; `shards` instead of its own. Raises as `ShardSet.open` does."""
-        location = shards or self.shards
-        assert location is not None, "checked by the caller"
+    def open(self, shards: Sequence[str] | None = None) -> Dataset:
+        """The shard sets, read as this section says; `shards` instead of its own. Raises as `Dataset.open` does."""
+        locations = shards or self.shards
+        assert locations is not None, "checked by the caller"
         size = None if self.cache_bytes is None else parse_bytes(self.cache_bytes)
         # The command line hands over its words as they are.
-        cache = (
-            {"true": True, "false": False}.get(self.cache, self.cache) if isinstance(self.cache, str) else self.cache
-        )
-        return ShardSet.open(location, cache=cache, cache_bytes=size)
+        cache = {"true": True, "false": False}.get(str(self.cache).lower(), self.cache)
+        return Dataset.open(locations, cache=cache, cache_bytes=size, on_error=self.on_error)
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,7 @@ def parse_command_line(argv: list[str]) -> tuple[str, Config]:
 
     Without a file it is configs/default.toml. tyro prints help and usage errors, and exits with 0 or 2.
     """
+    argv = expand_home(argv)
     if argv and not argv[0].startswith("-"):
         path, rest = Path(argv[0]), argv[1:]
     else:
@@ -369,7 +373,8 @@ def _decode(kind: type[Section], data: Any, where: str, prefix: str) -> Section:
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the type `hint`: whole numbers pass as floats, lists as tuples, nothing else changes its type."""
+    """`value` as the type `hint`: whole numbers pass as floats, lists and single words as tuples, nothing else changes
+    its type. A word that begins with `~/` lies in the home folder."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -384,15 +389,18 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, arguments))}; got {value!r}. Choose one.")
         return value
     if origin is tuple:
+        if arguments[0] is str and isinstance(value, str):
+            value = [value]
         if not isinstance(value, list | tuple) or (arguments[-1] is not ... and len(value) != len(arguments)):
             count = "" if arguments[-1] is ... else f"{len(arguments)} "
-            raise ConfigError(f"{name} must be a list of {count}numbers; got {value!r}. Write it as [a, b].")
+            items = "words" if arguments[0] is str else "numbers"
+            raise ConfigError(f"{name} must be a list of {count}{items}; got {value!r}. Write it as [a, b].")
         return tuple(_convert(arguments[0], item, name) for item in value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{name} must be of type {hint.__name__}; got {value!r}. Write it without or with quotes.")
-    return value
+    return expand_home([value])[0] if isinstance(value, str) else value
 
 
 def _plain(section: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import ShardSet, StreamingLoader
-from pipeline.noise import normal
+from pipeline import Dataset, StreamingLoader
+from pipeline.counter import normal
 from train.device import halving, pins_memory
 from train.gaussian import Gaussian as Gaussian
 from train.models import FaceVAE
@@ -55,19 +55,27 @@ def batch_for(image_size: int) -> int:
 
 
 def stream_images(
-    shards: ShardSet, split: str, limit: int | None, device: torch.device, batch_size: int | None = None
+    shards: Dataset, split: str, limit: int | None, device: torch.device, batch_size: int | None = None
 ) -> Iterator[Tensor]:
-    """The first `limit` images (default: all, each once) of the split's order, float32 [B, 3, H, W] in [0, 1]."""
+    """The first `limit` images (default: all, each once) of the split's order, float32 [B, 3, H, W] in [0, 1].
+
+    Damaged ones are missing where the dataset was opened so; else they are an error.
+    """
     batch_size = batch_size or batch_for(shards.image_size)
     # Shard after shard: the least to fetch and to keep of a set that is far away.
     with StreamingLoader(
-        shards, split=split, batch_size=batch_size, window=1, lanes=1, pin_memory=pins_memory(device)
+        shards,
+        split=split,
+        batch_size=batch_size,
+        window=1,
+        lanes=1,
+        pin_memory=pins_memory(device),
     ) as loader:
-        left = loader.samples if limit is None else min(limit, loader.samples)
-        while left > 0:
-            images = next(loader).to(device, slice(left)).images
-            left -= len(images)
-            yield images.float().div_(255)
+        end = loader.samples if limit is None else min(limit, loader.samples)
+        while loader.position < end:
+            batch = next(loader)
+            if count := int((batch.positions < end).sum()):
+                yield batch.to(device, slice(count)).images.float().div_(255)
 
 
 _FIGURES = ("psnr", "ssim", "mse", "detail", "answered detail", "rate", "distortion")
@@ -92,7 +100,7 @@ def _figures(model: FaceVAE, likelihood: Likelihood, images: Tensor, noise: Tens
 
 @torch.inference_mode()
 def score(
-    model: FaceVAE, shards: ShardSet, split: str, device: torch.device, likelihood: Likelihood, *, seed: int = 0
+    model: FaceVAE, shards: Dataset, split: str, device: torch.device, likelihood: Likelihood, *, seed: int = 0
 ) -> Score:
     """Score `model`, in evaluation mode, on every image of the split; `seed` draws the posterior samples."""
     model.eval()
@@ -131,7 +139,7 @@ def bits_per_dimension(nats: float, dimensions: int) -> float:
 
 
 @torch.inference_mode()
-def mean_image_psnr(shards: ShardSet, split: str, *, fitted_on: str = "train") -> float:
+def mean_image_psnr(shards: Dataset, split: str, *, fitted_on: str = "train") -> float:
     """PSNR in dB, mean over the split, of always answering with the mean picture of another split: the floor."""
     cpu = torch.device("cpu")
     size = shards.image_size
@@ -145,7 +153,7 @@ def mean_image_psnr(shards: ShardSet, split: str, *, fitted_on: str = "train") -
 
 
 @torch.inference_mode()
-def aggregate_posterior(model: FaceVAE, shards: ShardSet, split: str, limit: int, device: torch.device) -> Gaussian:
+def aggregate_posterior(model: FaceVAE, shards: Dataset, split: str, limit: int, device: torch.device) -> Gaussian:
     """Mean and covariance of q(z) = E_x q(z|x) over the first `limit` images of a split, streamed.
 
     Its covariance is that of the posterior means plus the mean of the posterior variances (law of total variance).

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline import ShardSet
+from pipeline import Dataset
 from train.card import model_card
 from train.checkpoint import weights_sha256
 from train.device import device_name
@@ -56,7 +56,7 @@ def finish(session: Session) -> None:
     folder.note("finished", position=session.state.position, scores=session.scores)
 
 
-def photo_settings(shards: ShardSet) -> dict[str, Any]:
+def photo_settings(shards: Dataset) -> dict[str, Any]:
     """How the set's photos were made into images, as its maker recorded it; empty for a foreign set."""
     settings = shards.parts[0].get("settings", {}) if shards.parts else {}
     return {name: settings[name] for name in _OF_A_PHOTO if name in settings}
@@ -78,6 +78,7 @@ def summarise(session: Session, peaks: dict[str, Any], *, finished: bool) -> dic
         "data_wait_share": meters.total_waited_s / seconds,
         "saves": len(session.pauses),
         "longest_save_pause_s": max(session.pauses, default=0.0),
+        "skipped": len(state.skipped),
         "micro_batch": state.micro_batch,
         "recompute": state.model.recompute,
         "planned_bytes": session.plan.bytes(state.micro_batch),
@@ -113,6 +114,7 @@ def describe_training(session: Session) -> dict[str, Any]:
             "fingerprint": shards.fingerprint[:16],
         },
         "audit": audit_as_json(session.sums),
+        "skipped": state.skipped,
         "time": duration(session.elapsed_s),
         "precision": precision,
         "device": device_name(accelerator.device),

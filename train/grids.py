@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline import ShardSet
+from pipeline import Dataset
 from train.device import halving
 from train.evaluate import stream_images
 from train.gaussian import Gaussian
@@ -50,11 +50,11 @@ def stack(blocks: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 @torch.inference_mode()
 def reconstruction_blocks(
-    model: FaceVAE, shards: ShardSet, split: str, device: torch.device, *, columns: int, count: int
+    model: FaceVAE, shards: Dataset, split: str, device: torch.device, *, columns: int, count: int
 ) -> tuple[list[tuple[str, Image.Image]], Tensor, Tensor]:
     """Captioned rows of originals, each over its reconstructions, and both as uint8 [count, 3, H, W]."""
     model.eval()
-    images = torch.cat(list(stream_images(shards, split, count, device, batch_size=min(64, count))))
+    images = torch.cat(list(stream_images(shards, split, count, device, min(64, count))))
     parts = torch.split(images, 64)
     answers = torch.cat([halving(lambda part: (model.decode(model.encode(part)[0]),), part)[0] for part in parts])
     originals, reconstructions = to_uint8(images), to_uint8(answers)
@@ -65,7 +65,7 @@ def reconstruction_blocks(
 
 
 def training_grid(
-    model: FaceVAE, shards: ShardSet, split: str, fitted: Gaussian, device: torch.device, seed: int
+    model: FaceVAE, shards: Dataset, split: str, fitted: Gaussian, device: torch.device, seed: int
 ) -> Image.Image:
     """The picture that a run saves at each epoch: the same faces and the same draws every time."""
     columns = 16 if shards.image_size <= 64 else 8

@@ -1,9 +1,10 @@
 """The training loop, from top to bottom: batch, update, log, save."""
 
 import time
+from collections.abc import Callable
 
-from pipeline import StreamingLoader
-from pipeline.errors import LeanstreamError
+from pipeline import Batch, StreamingLoader
+from pipeline.errors import LeanstreamError, StoppedError
 from train.device import Recorder, peak_bytes, pins_memory
 from train.display import Display, Status, duration
 from train.saving import Saver
@@ -12,46 +13,40 @@ from train.state import TrainState
 from train.update import Update, apply_update
 from train.validation import validate
 
-STOP, SAVE, TIME_UP, RESTED = 1, 2, 4, 8
-"""What a process may ask all processes for; `RESTED`: an epoch's end may save."""
+STOP, SAVE, TIME_UP, RESTED, NO_DATA = 1, 2, 4, 8, 16
+"""What a process may ask all processes for. `RESTED`: an epoch's end may save; `NO_DATA`: its data have an error."""
 EPOCH_SAVE_INTERVAL_S = 20.0
 """Epochs of tiny sets end every few seconds: their ends save no more often than this."""
-
+_LEAST_WAIT_S = 2.0
+"""A batch is waited for so long, even if `run.max_minutes` is over: minutes that are too few bring the run on."""
 _NICE = 19
 """Of decoding beside training on the same cores."""
 
 
 def train(session: Session) -> int:
-    """Train from the state's position to the end, or to a request to stop; returns the requests that ended it."""
+    """Train from the state's position to the end, or to a request to stop; returns the requests that ended it.
+
+    A request is heard also while a batch is waited for. Raises an error of the data once all that stands is saved.
+    """
     config, state, accelerator = session.config, session.state, session.accelerator
     status = Status(
         session.folder.path.name, session.total_images, session.epoch_samples, state.position, state.updates
     )
     display = Display(status, session.console, enabled=session.is_main)
-    loader = StreamingLoader(
-        session.shards,
-        batch_size=config.train.batch_size,
-        seed=config.run.seed,
-        start=state.position,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        threads=config.data.threads,
-        nice=_NICE if accelerator.device.type == "cpu" else 0,
-        window=config.data.window,
-        lanes=config.data.lanes,
-        flip=config.data.flip,
-        noise=state.model.latent,
-        ram_bytes=session.plan.loader_bytes,
-        pin_memory=pins_memory(accelerator.device),
-    )
     recorder = Recorder.of(accelerator.device, config.train.cuda_graph)
-    requests = 0
-    with loader, display, Saver(session) as saver:
+    requests, error, began = 0, None, time.monotonic()
+
+    def stop() -> bool:
+        writes = 2 if saver.busy else 1
+        waited_s = time.monotonic() - began
+        return bool(session.stop) or (waited_s > _LEAST_WAIT_S and _is_time_up(session, saver, writes=writes))
+
+    with _open_loader(session, stop) as loader, display, Saver(session) as saver:
         if session.is_main and _owes_validation(session):
             _validate(session, display)
         while state.position < session.total_images and not requests & (STOP | TIME_UP):
             began = time.monotonic()
-            batch = next(loader)
+            batch, error = _next_batch(loader)
             waited_s = time.monotonic() - began
 
             update = apply_update(
@@ -61,12 +56,16 @@ def train(session: Session) -> int:
                 accelerator,
                 total_images=session.total_images,
                 epoch_samples=session.epoch_samples,
-                requests=_requests(session, saver),
+                requests=_requests(session, saver, error),
                 settle=saver.settle,
                 recorder=recorder,
             )
-            del batch
             requests = update.requests
+            if batch is None or not update.applied:
+                _save_what_stands(session, saver, requests)
+                break
+            session.leave_out(batch.skipped)
+            del batch
             _check_health(state, update)
 
             session.meters.add(update, config.train.batch_size, waited_s, time.monotonic() - began)
@@ -87,12 +86,56 @@ def train(session: Session) -> int:
                 _validate(session, display)
         saver.wait()
         _say_why(session, requests, display)
+    if requests & NO_DATA and not requests & (STOP | TIME_UP):
+        accelerator.wait_for_everyone()  # Or the launcher would end the first process, which saves, with this one.
+        raise error or LeanstreamError("all processes must have data; got an error of another one. See the run's logs.")
     return requests
 
 
-def _requests(session: Session, saver: Saver) -> int:
-    """What this process asks for: any process passes on a signal, the first one watches the clocks."""
+def _open_loader(session: Session, stop: Callable[[], bool]) -> StreamingLoader:
+    """This process's part of the training data, from the state's position on."""
+    config, accelerator = session.config, session.accelerator
+    return StreamingLoader(
+        session.shards,
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+        start=session.state.position,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        threads=config.data.threads,
+        nice=_NICE if accelerator.device.type == "cpu" else 0,
+        window=config.data.window,
+        lanes=config.data.lanes,
+        flip=config.data.flip,
+        noise=session.state.model.latent,
+        stop=stop,
+        ram_bytes=session.plan.loader_bytes,
+        pin_memory=pins_memory(accelerator.device),
+    )
+
+
+def _next_batch(loader: StreamingLoader) -> tuple[Batch | None, LeanstreamError | None]:
+    """A batch, or why there is none."""
+    try:
+        return next(loader), None
+    except LeanstreamError as error:
+        return None, error
+
+
+def _save_what_stands(session: Session, saver: Saver, requests: int) -> None:
+    """Save although the data of the next update do not come; every process must call this with the same requests."""
+    if session.state.position and (requests & (STOP | TIME_UP) or not session.state.health.suspect):
+        saver.save()
+
+
+def _requests(session: Session, saver: Saver, error: LeanstreamError | None) -> int:
+    """What this process asks for: any process passes on a signal and what its data lack, the first one watches the
+    clocks. `error` is what came in the place of a batch."""
     requests = STOP if session.stop else 0
+    if isinstance(error, StoppedError):
+        return requests or TIME_UP
+    if error is not None:
+        requests |= NO_DATA
     if session.is_main:
         if _is_time_up(session, saver, writes=2 if saver.busy else 1):
             requests |= TIME_UP
@@ -197,8 +240,13 @@ def _say_why(session: Session, requests: int, display: Display) -> None:
     position = session.state.position
     if not session.is_main or position >= session.total_images:
         return
+    saved = f"saved at image {position:,}" if position else "nothing to save before the first update"
     if requests & STOP:
         by = session.stop.signal or "a signal to another process"
-        display.say(f"stopped by {by}: saved at image {position:,}; the same command goes on")
+        display.say(f"stopped by {by}: {saved}; the same command goes on")
     elif requests & TIME_UP:
-        display.say(f"run.max_minutes is over: saved at image {position:,}; the same command goes on")
+        display.say(f"run.max_minutes is over: {saved}; the same command goes on")
+    elif requests & NO_DATA:
+        if session.state.health.suspect:
+            saved = "not saved, as the last losses look wrong: the last checkpoint stands"
+        display.say(f"ended by an error of the data: {saved}; once they are right, the same command goes on")

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.counter import draw_words
-from pipeline.noise import normal
+from pipeline.counter import draw_words, normal
 from train.gaussian import Gaussian
 
 _DRAWN_AT_ONCE = 512

@@ -32,7 +32,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 
-from pipeline import ShardSet
+from pipeline import Dataset
 from pipeline.errors import (
     EXIT_DONE,
     EXIT_RUN_AGAIN,
@@ -114,7 +114,7 @@ def start(name: str, config: Config, began: float) -> int:
         say = functools.partial(console.print, soft_wrap=True, markup=False)
         mirror: Mirror | None = None
         shards = config.data.open(find_shards(config, console))
-        config = with_values(config, {"data.shards": str(shards.location)})
+        config = with_values(config, lasting(shards))
         folder = RunFolder(Path(config.run.dir or f"runs/{config.run.name or f'{name}-{shards.name}'}"))
         if accelerator.is_main_process:
             folder.check_place()
@@ -159,8 +159,8 @@ def start(name: str, config: Config, began: float) -> int:
         return EXIT_RUN_AGAIN if requests & TIME_UP and not done else EXIT_DONE
 
 
-def find_shards(config: Config, console: Console) -> Path | str:
-    """The config's shard set, or the only one under shards/."""
+def find_shards(config: Config, console: Console) -> tuple[str, ...]:
+    """The config's shard sets, or the only one under shards/."""
     if config.data.shards is not None:
         return config.data.shards
     found = sorted(path.parent for path in Path("shards").glob("*/shardset.json"))
@@ -171,7 +171,13 @@ def find_shards(config: Config, console: Console) -> Path | str:
             "Add --data.shards FOLDER, or make a set with: shard_tool make-shards PHOTOS --size 64."
         )
     console.print(f"shards: {found[0]}, the only set under shards/", soft_wrap=True, markup=False)
-    return found[0]
+    return (str(found[0]),)
+
+
+def lasting(shards: Dataset) -> dict[str, Any]:
+    """The config's values that find the same sets and the same cache from any working directory."""
+    cache = shards.cache if isinstance(shards.cache, bool) else str(shards.cache.absolute())
+    return {"data.shards": shards.locations, "data.cache": cache}
 
 
 def open_mirror(config: Config, folder: RunFolder, say: Callable[[str], None]) -> Mirror | None:
@@ -221,7 +227,7 @@ def load_generation(
 
 def prepare(
     config: Config,
-    shards: ShardSet,
+    shards: Dataset,
     folder: RunFolder,
     saved: dict[str, Any] | None,
     generation: Generation | None,
@@ -235,7 +241,7 @@ def prepare(
     if earlier is not None:
         config = reuse(config, earlier)
     config, total_images = resolve(config, shards, accelerator.num_processes)
-    rescheduled = [] if earlier is None or saved is None else check_same_run(config, earlier, shards, saved)
+    rescheduled = [] if earlier is None or saved is None else check_same_run(config, earlier, shards, saved, folder)
 
     config = with_values(config, {"train.threads": set_threads(config, accelerator.num_processes)})
     if accelerator.device.type == "cpu":
@@ -301,7 +307,7 @@ def _fresh_state(model: FaceVAE, config: Config, accelerator: Accelerator, micro
     return state
 
 
-def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, int]:
+def resolve(config: Config, shards: Dataset, processes: int) -> tuple[Config, int]:
     """The config with every value filled in that follows from set and machine, and the run's length in images."""
     batch, model = config.train.batch_size, config.model
     if batch % processes:
@@ -321,16 +327,17 @@ def resolve(config: Config, shards: ShardSet, processes: int) -> tuple[Config, i
     return with_values(config, values), -(-length // batch) * batch
 
 
-def check_same_run(config: Config, earlier: Config, shards: ShardSet, saved: dict[str, Any]) -> list[str]:
+def check_same_run(
+    config: Config, earlier: Config, shards: Dataset, saved: dict[str, Any], folder: RunFolder
+) -> list[str]:
     """Refuse to resume another run; returns the changes of schedule, which are allowed."""
     identity, schedule = changes(config, earlier)
+    remedy = "Undo that, or start another run with --run.name, --run.dir or --run.fresh."
     if saved["shardset"] != shards.fingerprint:
-        identity.insert(0, f"the shard set {shards.location} holds other data than {earlier.data.shards} did")
+        identity.insert(0, f"other data in {shards.location} than {', '.join(earlier.data.shards or ())} had")
+        remedy += f" To train these weights on other sets: --train.init-from {folder.path} --run.name NEW."
     if identity:
-        raise UserError(
-            f"a resumed run must keep its data, model and objective; got {'; '.join(identity)}. "
-            "Undo that, or start another run with --run.name, --run.dir or --run.fresh."
-        )
+        raise UserError(f"a resumed run must keep its data, model and objective; got {'; '.join(identity)}. {remedy}")
     return schedule
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 import torch.distributed
+from accelerate.utils import gather_object
 
 from train.checkpoint import BackgroundWriter, Generation, generations
 from train.session import Session
@@ -74,6 +75,7 @@ class Saver:
         """
         session, began = self._session, time.monotonic()
         session.sums = _summed_audit(session)
+        _write_down_skipped(session)
         if self._snapshot is not None:
             self.wait()
             snapshot, state = self._snapshot, session.state
@@ -124,3 +126,16 @@ def _summed_audit(session: Session) -> dict[int, int]:
     # Integers wrap around: the sum is the one modulo 2^64.
     torch.distributed.all_reduce(sums)
     return {epoch: total % 2**64 for epoch, total in enumerate(sums.tolist())}
+
+
+def _write_down_skipped(session: Session) -> None:
+    """Put what any process left out since the last save into the first one's state, and into the ledger."""
+    found, session.skipped = session.skipped, []
+    if session.config.data.on_error == "skip" and session.accelerator.num_processes > 1:
+        found = gather_object(found)
+    if not session.is_main:
+        return
+    session.warn_of_skipped(found)
+    for sample in sorted(found):
+        session.state.skipped.append(sample.position)
+        session.folder.note("skipped", **sample._asdict())

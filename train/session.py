@@ -2,13 +2,15 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from pipeline import ShardSet
+from pipeline import Dataset
+from pipeline.batch import Skipped
 from pipeline.machine import PeakMemory
 from train.budget import Plan
 from train.config import Config
@@ -85,7 +87,7 @@ class Session:
 
     config: Config
     """Resolved: nothing that the loop needs is None."""
-    shards: ShardSet
+    shards: Dataset
     accelerator: Accelerator
     folder: RunFolder
     state: TrainState
@@ -111,6 +113,9 @@ class Session:
     """What the last validation took."""
     sums: dict[int, int] = field(default_factory=dict)
     """By epoch, the audit's sums of all processes together, as last saved."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Samples that this process left out since the last save."""
+    warned_of_skipped: bool = False
     started: float = field(default_factory=time.monotonic)
     began: float = field(default_factory=time.monotonic)
     """When the process began, before it opened and read what it needs; what `run.max_minutes` counts from."""
@@ -118,6 +123,17 @@ class Session:
     def say(self, text: str) -> None:
         """Print a line, once for all processes."""
         self.console.print(text, soft_wrap=True, markup=False)
+
+    def leave_out(self, skipped: Sequence[Skipped]) -> None:
+        """Keep what an applied update lacked until it is saved."""
+        self.skipped += skipped
+        self.warn_of_skipped(skipped)
+
+    def warn_of_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Tell of the first sample that this process hears was left out."""
+        if skipped and not self.warned_of_skipped:
+            self.warned_of_skipped = True
+            self.say(f"warning: {skipped[0].reason} It is left out, as others will be: see ledger.jsonl")
 
     @property
     def is_main(self) -> bool:

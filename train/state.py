@@ -75,6 +75,8 @@ class TrainState:
     """Images a process computes at once."""
     audit: dict[int, int] = field(default_factory=dict)
     """By epoch, the sum modulo 2^64 of the digests of the samples that were consumed (this process's part)."""
+    skipped: list[int] = field(default_factory=list)
+    """Positions whose samples were left out as damaged, of all processes, as last saved; the first process has them."""
     gradients: Tensor | None = None
     """All gradients in one tensor, where several processes exchange them or a recorded graph adds to them."""
     elapsed_s: float = 0.0
@@ -142,6 +144,7 @@ class TrainState:
             "micro_batch": self.micro_batch,
             "elapsed_s": elapsed_s,
             "audit": audit_as_json(audit),
+            "skipped": list(self.skipped),
             **facts,
         }
 
@@ -213,9 +216,10 @@ class TrainState:
         self.loss_scale = LossScale(**state["loss_scale"])
         self.health = Health(**state.get("health", {}))
         self.elapsed_s = state["elapsed_s"]
-        # The saved sums are those of all processes together; one process carries them on.
+        # What is saved is that of all processes together; one process carries it on.
         sums = {int(epoch): int(total, 16) for epoch, total in state["audit"].items()}
         self.audit = sums if first_process else {}
+        self.skipped = list(state.get("skipped", [])) if first_process else []
 
     def share(self, accelerator: Accelerator) -> None:
         """Give all processes the first one's weights, average and optimizer, tensor by tensor on their devices.

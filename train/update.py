@@ -31,13 +31,15 @@ from train.schedule import ema_decay, kl_weight, learning_rate
 from train.state import TrainState, copy_all
 
 MAX_REPLAYS = 20
+_NO_BATCH = 1 << 15
+"""The request of a process that had no batch."""
 _WARM_UP = 3
 """Passes before one is recorded."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an applied update found, means over the images of the global batch."""
+    """What an update found, sums over images divided by the global batch, whatever its processes left out of it."""
 
     loss: float
     mse: float
@@ -52,10 +54,15 @@ class Update:
     requests: int
     """Bitwise or of what the processes asked for."""
 
+    @property
+    def applied(self) -> bool:
+        """Whether anything has changed; if not, a process had no batch, and the figures say nothing."""
+        return not self.requests & _NO_BATCH
+
 
 def apply_update(
     state: TrainState,
-    batch: Batch,
+    batch: Batch | None,
     config: Config,
     accelerator: Accelerator,
     *,
@@ -67,7 +74,10 @@ def apply_update(
 ) -> Update:
     """Consume one batch (this process's part, in RAM) and advance the position by the global batch.
 
-    `requests` are this process's flags (up to 16 bits), given to all processes along with the sums. An fp16 overflow or
+    A batch may be shorter than its share: the position counts what was left out. Where a process has none, it gives
+    None and takes part all the same; then no process changes anything, and the update is not `applied`.
+
+    `requests` are this process's flags (up to 15 bits), given to all processes along with the sums. An fp16 overflow or
     running out of GPU memory changes nothing but the loss scale or the micro-batch, and the same positions are
     computed again with the same noise. `settle` is called before weights, average or moments change. `recorder` turns
     micro-batches into graphs; the state's gradients must then be laid out.
@@ -80,6 +90,9 @@ def apply_update(
     while True:
         put_back = state.undo()
         found = _attempt(state, batch, config, accelerator, requests, recorder, put_back)
+        if found is not None and found.requests & _NO_BATCH:
+            put_back()
+            return Update(math.nan, math.nan, math.nan, math.nan, math.nan, rate, replays, found.requests)
         if found is not None and _step(state, config, accelerator, found.grad_norm, rate, settle, recorder):
             break
         put_back()
@@ -89,9 +102,10 @@ def apply_update(
                 f"an update must succeed within {MAX_REPLAYS} replays; got none at position {state.position}. "
                 "The last checkpoint stands: try --train.mixed-precision bf16 or no."
             )
+    assert batch is not None, "without one, no update is applied"
     state.zero_gradients()
     images = config.train.batch_size
-    values = images * batch.images[0].numel()
+    values = images * batch.images.shape[1:].numel()
     state.position += images
     state.updates += 1
     state.loss_scale.applied()
@@ -150,7 +164,7 @@ class _Found(NamedTuple):
 
 def _attempt(
     state: TrainState,
-    batch: Batch,
+    batch: Batch | None,
     config: Config,
     accelerator: Accelerator,
     requests: int,
@@ -158,9 +172,15 @@ def _attempt(
     put_back: Callable[[], object],
 ) -> _Found | None:
     """Gradients for one update, or None where it must be tried again: with less memory or a smaller loss scale."""
-    parts, out_of_memory = _accumulate(state, batch, config, accelerator, recorder, put_back)
-    _ = batch.digests  # The host's own work, while the device computes.
+    parts, out_of_memory = list[Tensor](), False
+    if batch is None:
+        requests |= _NO_BATCH
+    else:
+        parts, out_of_memory = _accumulate(state, batch, config, accelerator, recorder, put_back)
+        _ = batch.digests  # The host's own work, while the device computes.
     found, failed = _exchange_and_read(state, accelerator, parts, out_of_memory, requests)
+    if found is not None and found.requests & _NO_BATCH:
+        return found
     if failed:
         _shrink_micro_batch(state, accelerator, recorder)
     else:
@@ -215,7 +235,7 @@ def _accumulate(
 def _factors(state: TrainState, batch: Batch, config: Config, accelerator: Accelerator) -> Tensor:
     """What this update's losses are weighed by, and the scale of their gradients; float32 [5] on the device."""
     likelihood, weight = Likelihood.of(config.loss, state.error), kl_weight(config.loss, state.position)
-    factors = factors_of(config.loss, likelihood, batch.images[0].numel(), weight)
+    factors = factors_of(config.loss, likelihood, batch.images.shape[1:].numel(), weight)
     return to_device(
         [*map(float, factors), _loss_scale(state, accelerator) / config.train.batch_size], accelerator.device
     )

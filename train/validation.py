@@ -26,15 +26,16 @@ def score_held_out(session: Session) -> dict[str, dict[str, float]]:
     """By split: the averaged weights' figures on the validation split, if there is one."""
     if not len(session.shards.splits.get("val", ())):
         return {}
-    found = score(session.state.ema, session.shards, "val", session.accelerator.device, session.likelihood)
+    model, device = session.state.ema, session.accelerator.device
+    found = score(model, session.shards, "val", device, session.likelihood)
     return {"val": asdict(found)}
 
 
 def paint(session: Session, prior: Gaussian) -> None:
     """Save a grid of the averaged weights, named by the position; its new faces are drawn from `prior`."""
     session.folder.grids.mkdir(exist_ok=True)
-    seed = session.config.run.seed
-    grid = training_grid(session.state.ema, session.shards, session.grid_split, prior, session.accelerator.device, seed)
+    model, device, config = session.state.ema, session.accelerator.device, session.config
+    grid = training_grid(model, session.shards, session.grid_split, prior, device, config.run.seed)
     with atomic_writer(session.folder.grids / f"{session.state.position:012d}.png") as file:
         grid.save(file, "PNG")
 

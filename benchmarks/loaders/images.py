@@ -62,7 +62,8 @@ class SetWriter:
             return
         self._close_shard()
         splits = {"train": Split.of([vars(shard) for shard in self._shards])}
-        ShardSet(self._folder, self._folder.name, self._size, 3, self._encoding, splits, (), ()).save()
+        name = self._folder.name.removeprefix(".").removesuffix(".partial")
+        ShardSet(self._folder, name, self._size, 3, self._encoding, splits, (), ()).save()
 
     def add(self, sample: bytes, source: str = "") -> None:
         """Append one encoded image and, where `source` is given, a json that names it."""

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
+from pipeline.shards.picture import open_picture
+
 MOST_WIDTH = 1600
 """Pixels; a page shows no more."""
+_FORMATS = ("PNG", "GIF", "JPEG", "WEBP")
 _DRAWING_COLOURS, _LOSSLESS_BYTES = 1 << 14, 100_000
 """A picture of few colours and no larger without loss, as figures of lines and letters are, stays as it is."""
 _MOST_FRAMES = 400
@@ -33,7 +36,7 @@ class Picture:
 def embed_file(path: Path, text: str, caption: str = "", most_width: int = MOST_WIDTH) -> Picture:
     """A picture file, a film if it is one; raises `OSError` or `ValueError` where it is damaged."""
     try:
-        with Image.open(path, formats=("PNG", "GIF", "JPEG", "WEBP")) as image:
+        with open_picture(path, _FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 return _film(image, text, caption)
             image.load()

@@ -9,7 +9,7 @@ from typing import Any
 
 from explore.commands import Common
 from explore.html.wording import without_places
-from pipeline import ShardSet
+from pipeline import Dataset
 from pipeline.errors import LeanstreamError, UserError
 from train.config import DataConfig
 from train.finished import OF_THIS_MACHINE
@@ -35,7 +35,8 @@ class Evidence:
     """training.json of the finished model."""
     grids: list[tuple[int | None, Path]] = field(default_factory=list)
     """Position and picture, in order."""
-    shards: ShardSet | None = None
+    shards: Dataset | None = None
+    """The sets as training reads them, some perhaps more often than others."""
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -110,14 +111,14 @@ def _of_model(name: str) -> Evidence:
 
 
 def _open_shards(found: Evidence, command: Common) -> None:
-    """The set that was named, else the run's; another set than the run's is not shown for it."""
+    """The sets that were named, else the run's; other data than the run's is not shown for it."""
     try:
         data: dict[str, Any] = {}
         if command.run is not None:
             data = tomllib.loads((command.run / "config.toml").read_text()).get("data", {})
         known = {name: data[name] for name in ("shards", "cache", "cache_bytes") if name in data}
         section = DataConfig(**known)
-        if command.shards is None and section.shards is None:
+        if not command.shards and not section.shards:
             found.missing.append("No pictures of the data: add --shards FOLDER.")
             return
         opened = section.open(command.shards)

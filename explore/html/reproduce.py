@@ -1,14 +1,18 @@
-"""How to make a run again: the commands, from what the shard set and the run recorded of themselves."""
+"""How to make a run again: the commands, from what the shard sets and the run recorded of themselves."""
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from explore.html.evidence import Evidence
 from explore.html.wording import without_places
+from pipeline import Dataset
+from pipeline.format import ShardSet
 from shard_tool.cli import MakeShards
 
 _OPTIONS = (
@@ -45,23 +49,22 @@ class Step:
 
 def steps_of(evidence: Evidence, commands: Sequence[str]) -> list[Step]:
     """From the photos to the model, as far as it is known, and to the pictures of the explore `commands`."""
-    shards = evidence.shards
-    name = shards.name if shards is not None else (evidence.training.get("data") or {}).get("name", "SHARDS")
-    place = f"shards/{without_places(str(name))}"
-    steps = []
-    for number, part in enumerate(shards.parts if shards is not None else ()):
-        settings, source = part.get("settings"), part.get("source")
-        if isinstance(settings, Mapping) and isinstance(source, Mapping):
-            steps.append(_build(settings, source, place, append=number > 0))
-    if shards is not None and not steps:
-        steps.append(Step("The shard set was not made by make-shards; its fingerprint says which one it was.", ""))
+    shards, steps = evidence.shards, list[Step]()
+    if shards is not None:
+        places = shown_places(shards)
+        for one, place in zip(shards.sets, places, strict=True):
+            steps += _builds(one, place) or [_not_made_here(place if len(places) > 1 else "The shard set")]
+        read = [f"{place}*{count}" if count > 1 else place for place, count in zip(places, shards.repeats, strict=True)]
+    else:
+        name = (evidence.training.get("data") or {}).get("name", "SHARDS")
+        read = [f"shards/{part}" for part in without_places(str(name)).split("+")]
     if evidence.config:
         steps.append(Step(f"Save these settings as {evidence.name}.toml:", portable_toml(evidence.config)))
     toml = f"{evidence.name}.toml" if evidence.config else "CONFIG.toml"
     steps.append(
         Step(
             "Train. The same command goes on where it was stopped.",
-            f"accelerate launch train/run.py {shlex.quote(toml)} --data.shards {shlex.quote(place)} "
+            f"accelerate launch train/run.py {shlex.quote(toml)} --data.shards {shlex.join(read)} "
             f"--run.dir {shlex.quote(f'runs/{evidence.name}')}",
         )
     )
@@ -70,6 +73,15 @@ def steps_of(evidence: Evidence, commands: Sequence[str]) -> list[Step]:
         words = "Look at it. The options that were used stand below each picture."
         steps.append(Step(words, "\n".join(f"explore {command} --run {run}" for command in (*commands, "report"))))
     return steps
+
+
+def shown_places(shards: Dataset) -> list[str]:
+    """The sets as a command names them: a path from the current folder, or the last part of one that lies elsewhere.
+
+    More of it would say something of the machine's owner.
+    """
+    names = [_shown_place(one) for one in shards.sets]
+    return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def build_options(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -98,6 +110,26 @@ def portable_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
             for section, values in config.items()
         }
     )
+
+
+def _shown_place(shards: ShardSet) -> str:
+    if isinstance(shards.location, str):
+        return shards.location.partition("?")[0].rstrip("/").rpartition("/")[2]
+    whole, here = Path(os.path.abspath(shards.location)), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else whole.name
+
+
+def _builds(shards: ShardSet, place: str) -> list[Step]:
+    """The commands that made a set; none where another program did."""
+    return [
+        _build(part["settings"], part["source"], place, append=number > 0)
+        for number, part in enumerate(shards.parts)
+        if isinstance(part.get("settings"), Mapping) and isinstance(part.get("source"), Mapping)
+    ]
+
+
+def _not_made_here(what: str) -> Step:
+    return Step(f"{what} was not made by make-shards; its fingerprint says which one it was.", "")
 
 
 def _build(settings: Mapping[str, Any], source: Mapping[str, Any], place: str, *, append: bool) -> Step:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.counter import make_key, philox
+from pipeline.counter import make_key, normal, philox
 from pipeline.errors import UserError
-from pipeline.noise import normal
 
 Images = Tensor | Iterable[Tensor]
 """Pictures [N, 3, H, W], uint8 or float in [0, 1], at once or in batches.
@@ -154,10 +153,9 @@ def _blur(side: int) -> Tensor:
 def _patches(level: Tensor, first: int, seed: int) -> Tensor:
     """[B * PATCHES, 3, 49] of a level [B, 3, H, W]; the places are a function of (seed, side, picture, patch)."""
     count, _, height, width = level.shape
-    numbers = torch.arange(first, first + count)[:, None]
-    patch = torch.arange(PATCHES)[None, :]
-    zero = torch.zeros_like(numbers)
-    down, across, _, _ = philox((numbers, patch, zero, zero), make_key("patches", height, seed))
+    numbers, patch = np.arange(first, first + count)[:, None], np.arange(PATCHES)[None, :]
+    words = philox(numbers, patch, key=make_key("patches", height, seed))
+    down, across = torch.from_numpy(words[:2].astype(np.int64))
     corner = (down % (height - PATCH + 1)) * width + across % (width - PATCH + 1)
     inside = (torch.arange(PATCH)[:, None] * width + torch.arange(PATCH)).flatten()
     places = (corner[:, :, None] + inside).flatten(1)

@@ -3,7 +3,7 @@
     leanstream-<sha256>.tar            a whole shard, compared with its sha256 before it got this name
     leanstream-<sha256>.index          where its samples lie
     leanstream-<sha256>.tar.partial    being filled, locked by its filler, from the start as long as it will be
-    leanstream.lock                    held while room is made
+    leanstream.lock                    held while a shard comes in or goes
 
 There is no book about it: the listing is the truth, and kernel locks, which die with their process, say who uses what.
 Files have their full length before the first byte is fetched, so that the limit holds at every moment; whoever reads a
@@ -16,19 +16,25 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
-from pipeline.errors import describe_os_error
-from pipeline.files import try_lock
-from pipeline.format import Shard, ShardSet, index_bytes
+from pipeline.errors import UserError, describe_os_error
+from pipeline.files import Place
+from pipeline.format import Shard, index_bytes
+from pipeline.remote.transport import pause
 
-_NAME = re.compile(r"leanstream-([0-9a-f]{64})\.(tar|index|tar\.partial|index\.partial)")
+_NAME = re.compile(r"leanstream-([0-9a-f]{64})\.((?:tar|index)(?:\.partial)?)")
 _LOCK = "leanstream.lock"
+_LOOK_S = 0.01
+"""Time between looks at the folder's lock, which is held for milliseconds."""
+_Files = dict[str, os.stat_result]
+"""The files of one shard, by what follows `leanstream-<sha256>.`"""
+_Entries = dict[str, _Files]
+"""The shards in the folder, by sha256."""
 
 
 class NoRoomError(Exception):
@@ -36,31 +42,21 @@ class NoRoomError(Exception):
 
 
 def default_folder() -> Path:
-    """Where copies of shards go unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanstream"
+    """Where copies of shards go unless told otherwise; `UserError` for a user who has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leanstream"
+    except RuntimeError:
+        raise UserError(
+            "the disk cache must have a folder; got none, and a user without a home folder. "
+            "Set HOME or XDG_CACHE_HOME, or name a cache folder."
+        ) from None
 
 
-def cache_of(shards: ShardSet) -> "DiskCache | None":
-    """The cache that a set is read through; None for a set on this machine that asks for none."""
-    if isinstance(shards.location, Path) and shards.cache is False:
+def open_cache(place: Place, cache: Path | bool, limit_bytes: int | None) -> "DiskCache | None":
+    """The cache that the set in `place` is read through; None for a path, unless it asks for one."""
+    if isinstance(place, Path) and cache is False:
         return None
-    return DiskCache(shards.cache if isinstance(shards.cache, Path) else default_folder(), shards.cache_bytes)
-
-
-@dataclass
-class _Entry:
-    """The files of one shard in the folder."""
-
-    files: dict[str, os.stat_result] = field(default_factory=dict)
-    """By what follows `leanstream-<sha256>.`."""
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.st_size for file in self.files.values())
-
-    @property
-    def used_ns(self) -> int:
-        return self.files["tar"].st_mtime_ns if "tar" in self.files else 0
+    return DiskCache(cache if isinstance(cache, Path) else default_folder(), limit_bytes)
 
 
 class DiskCache:
@@ -78,17 +74,18 @@ class DiskCache:
             UserError: where the folder cannot be used.
         """
         self.folder = folder
-        try:
+        with self._described():
             folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                entries = self._entries()
-                if limit_bytes is None:
-                    limit_bytes = (shutil.disk_usage(folder).free + sum(one.bytes for one in entries.values())) // 2
-                self.limit_bytes = limit_bytes
-                with contextlib.suppress(NoRoomError):  # Another process may use more just now.
-                    self._make_room(entries, 0, ())
-        except OSError as error:
-            raise describe_os_error(error, f"using {folder} as a cache") from error
+        with self._locked() as entries:
+            free = shutil.disk_usage(folder).free + _bytes(*entries.values())
+        self.limit_bytes = free // 2 if limit_bytes is None else limit_bytes
+
+    def shrink(self) -> None:
+        """Evict until the limit holds, or nothing is left but what is in use."""
+        with self._locked() as entries, contextlib.suppress(NoRoomError):
+            for sha256, file in self._victims(entries, 0, ()):
+                with file:
+                    self._unlink(sha256, entries[sha256])
 
     def stem(self, shard: Shard) -> str:
         """The name of a shard's files, without extension."""
@@ -96,187 +93,168 @@ class DiskCache:
 
     def pin(self, shard: Shard) -> int | None:
         """A descriptor of the shard's tar that keeps it until it is closed; None where there is no whole copy."""
-        path = self._file(shard.sha256, "tar")
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise describe_os_error(error, "opening a copy of a shard") from error
-        whole = False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found = os.fstat(descriptor)
+        tar, index = self._file(shard.sha256, "tar"), self._file(shard.sha256, "index")
+        with self._described(), contextlib.suppress(FileNotFoundError), open(tar, "rb", buffering=0) as file:
+            is_locked, found = _try_lock(file, fcntl.LOCK_SH), os.fstat(file.fileno())
             # Between opening and locking it may have been evicted, and even fetched again.
-            same = os.stat(path).st_ino == found.st_ino
-            sizes = (found.st_size, self._file(shard.sha256, "index").stat().st_size)
-            whole = same and sizes == (shard.bytes, index_bytes(shard.samples))
-            if whole:
-                _touch(descriptor)
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        finally:
-            if not whole:
-                os.close(descriptor)
-        return descriptor if whole else None
+            is_there = is_locked and os.path.samestat(found, tar.stat())
+            if is_there and (found.st_size, index.stat().st_size) == (shard.bytes, index_bytes(shard.samples)):
+                _touch(file)
+                return os.dup(file.fileno())  # The lock lives on with it.
+        return None
 
-    def claim(self, shard: Shard, spare: Collection[str] = ()) -> "Claim | None":
+    def claim(
+        self, shard: Shard, spare: Collection[str] = (), stopped: threading.Event | None = None
+    ) -> "Claim | None":
         """The right to fill in a shard, with room made for it; None where another one fills it, or it is whole.
 
         Raises `NoRoomError` where the limit is too small beside what is in use and what is to be spared (sha256s).
         """
-        try:
-            with self._locked():
-                entries = self._entries()
-                entry = entries.pop(shard.sha256, _Entry())
-                if "tar.partial" in entry.files:
-                    return None
-                sizes = {suffix: found.st_size for suffix, found in entry.files.items()}
-                if sizes == {"tar": shard.bytes, "index": index_bytes(shard.samples)}:
-                    return None
-                # Cut off, or without its index: whoever reads from it still has it, but nobody else gets it.
-                self._unlink(shard.sha256, entry)
-                self._make_room(entries, shard.bytes + index_bytes(shard.samples), spare)
-                return Claim(self, shard)
-        except OSError as error:
-            raise describe_os_error(error, f"filling the cache {self.folder}") from error
+        whole = {"tar": shard.bytes, "index": index_bytes(shard.samples)}
+        with self._locked(stopped) as entries, contextlib.ExitStack() as held:
+            files = entries.pop(shard.sha256, {})
+            if "tar.partial" in files or {suffix: file.st_size for suffix, file in files.items()} == whole:
+                return None
+            self._unlink(shard.sha256, files)  # Cut off: whoever reads from it still has it, but nobody else gets it.
+            victims = self._victims(entries, sum(whole.values()), spare)  # All are locked before the first one goes.
+            for sha256, _ in [(sha256, held.enter_context(file)) for sha256, file in victims]:
+                self._unlink(sha256, entries[sha256])
+            return Claim(self, shard, stopped)
 
-    def drop(self, shard: Shard) -> None:
+    def drop(self, shard: Shard, stopped: threading.Event | None = None) -> None:
         """Forget a copy that is damaged."""
-        with self._locked():
-            if (entry := self._entries().get(shard.sha256)) is not None and "tar.partial" not in entry.files:
-                self._unlink(shard.sha256, entry)
-
-    def held_bytes(self) -> int:
-        """Bytes of all copies, those being fetched in full."""
-        with self._locked():
-            return sum(entry.bytes for entry in self._entries().values())
+        with self._locked(stopped) as entries:
+            files = entries.get(shard.sha256, {})
+            if "tar.partial" not in files:
+                self._unlink(shard.sha256, files)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep all other threads and processes from changing a name in the folder; held for milliseconds."""
-        with open(self.folder / _LOCK, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def _described(self) -> Iterator[None]:
+        """What the disk refuses becomes a `UserError`."""
+        try:
             yield
+        except OSError as error:
+            raise describe_os_error(error, f"using {self.folder} as a cache") from error
 
-    def _entries(self) -> dict[str, _Entry]:
-        """What is there, by sha256, after what a dead filler left was removed."""
-        entries: dict[str, _Entry] = {}
+    @contextlib.contextmanager
+    def _locked(self, stopped: threading.Event | None = None) -> Iterator[_Entries]:
+        """The shards that are there, while no other thread or process adds one; for milliseconds."""
+        with self._described(), open(self.folder / _LOCK, "ab") as file:
+            while not _try_lock(file):
+                pause(_LOOK_S, stopped)
+            yield self._entries()
+
+    def _entries(self) -> _Entries:
+        """The shards that are whole or being filled, after everything else of ours was removed."""
+        entries: _Entries = {}
         with os.scandir(self.folder) as listing:
             for item in listing:
                 match = _NAME.fullmatch(item.name)
-                if match is not None and item.is_file(follow_symlinks=False):
-                    entries.setdefault(match[1], _Entry()).files[match[2]] = item.stat(follow_symlinks=False)
-        for sha256, entry in entries.items():
-            if entry.files.keys() == {"tar", "index"} or self._is_being_filled(sha256, entry):
-                continue
-            for suffix in entry.files.keys() - ({"tar", "index"} if "tar" in entry.files else set()):
-                self._file(sha256, suffix).unlink(missing_ok=True)
-                del entry.files[suffix]
-        return {sha256: entry for sha256, entry in entries.items() if entry.files}
+                with contextlib.suppress(FileNotFoundError):  # Whoever gives up a claim does not wait for the lock.
+                    if match is not None and item.is_file(follow_symlinks=False):
+                        entries.setdefault(match[1], {})[match[2]] = item.stat(follow_symlinks=False)
+        for sha256, files in list(entries.items()):
+            if files.keys() != {"tar", "index"} and not self._is_being_filled(sha256):
+                self._unlink(sha256, entries.pop(sha256))
+        return entries
 
-    def _is_being_filled(self, sha256: str, entry: _Entry) -> bool:
-        if "tar.partial" not in entry.files:
-            return False
-        with open(self._file(sha256, "tar.partial"), "rb") as file:
-            return not try_lock(file)
+    def _is_being_filled(self, sha256: str) -> bool:
+        with contextlib.suppress(FileNotFoundError), open(self._file(sha256, "tar.partial"), "rb") as file:
+            return not _try_lock(file)
+        return False
 
-    def _make_room(self, entries: dict[str, _Entry], need: int, spare: Collection[str]) -> None:
-        """Evict until `need` more bytes fit, or evict nothing and raise `NoRoomError`."""
-        total = need + sum(entry.bytes for entry in entries.values())
-        with contextlib.ExitStack() as stack:
-            victims = []
-            for sha256, entry in sorted(entries.items(), key=lambda pair: pair[1].used_ns):
-                if total <= self.limit_bytes:
-                    break
-                if sha256 in spare or "tar.partial" in entry.files:
-                    continue
-                file = stack.enter_context(open(self._file(sha256, "tar"), "rb"))
-                if try_lock(file):
-                    victims.append((sha256, entry))
-                    total -= entry.bytes
-            if total > self.limit_bytes:
-                raise NoRoomError(total - need)
-            for sha256, entry in victims:
-                self._unlink(sha256, entry)
+    def _victims(self, entries: _Entries, need: int, spare: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
+        """What must go for `need` more bytes to fit, oldest use first, with its locked tar; else `NoRoomError`."""
+        total = need + _bytes(*entries.values())
+        whole = [sha256 for sha256, files in entries.items() if "tar" in files and sha256 not in spare]
+        for sha256 in sorted(whole, key=lambda sha256: entries[sha256]["tar"].st_mtime_ns):
+            if total <= self.limit_bytes:
+                break
+            file = open(self._file(sha256, "tar"), "rb")  # noqa: SIM115 (the caller closes it)
+            if _try_lock(file):
+                total -= _bytes(entries[sha256])
+                yield sha256, file
+            else:
+                file.close()
+        if total > self.limit_bytes:
+            raise NoRoomError(total - need)
 
-    def _unlink(self, sha256: str, entry: _Entry) -> None:
-        # The tar goes first: an index alone is known as a leftover.
-        for suffix in sorted(entry.files, reverse=True):
+    def _unlink(self, sha256: str, suffixes: Iterable[str]) -> None:
+        for suffix in sorted(suffixes, reverse=True):  # The tar goes first: an index alone is known as a leftover.
             self._file(sha256, suffix).unlink(missing_ok=True)
 
     def _file(self, sha256: str, suffix: str) -> Path:
         return self.folder / f"leanstream-{sha256}.{suffix}"
 
 
-def _touch(descriptor: int) -> None:
+def _bytes(*entries: _Files) -> int:
+    return sum(file.st_size for files in entries for file in files.values())
+
+
+def _try_lock(file: IO[bytes], kind: int = fcntl.LOCK_EX) -> bool:
+    """Take a lock of an open file; False where another one is in the way, `OSError` on a disk that has no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _touch(file: IO[bytes]) -> None:
     """Make a tar the one that was used last; the kernel's own clock would tick only every few milliseconds."""
     now = time.time_ns()
-    os.utime(descriptor, ns=(now, now))
+    os.utime(file.fileno(), ns=(now, now))
 
 
 class Claim:
     """A shard that is being filled in; a context manager that leaves nothing behind unless `finish` was called."""
 
-    def __init__(self, cache: DiskCache, shard: Shard) -> None:
+    def __init__(self, cache: DiskCache, shard: Shard, stopped: threading.Event | None) -> None:
         """Called by `DiskCache.claim` alone, under the folder's lock."""
-        self._cache, self._shard = cache, shard
+        self._cache, self._shard, self._stopped = cache, shard, stopped
         self.path = cache._file(shard.sha256, "tar.partial")
         """Where the bytes are before `finish`."""
-        self._index = cache._file(shard.sha256, "index.partial")
-        self._descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._index = cache._file(shard.sha256, "index")
+        self._tar = open(self.path, "x+b", buffering=0)  # noqa: SIM115 (closed by `__exit__` or `finish`)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.truncate(self._descriptor, shard.bytes)
+            _try_lock(self._tar)
+            self._tar.truncate(shard.bytes)
             with open(self._index, "xb") as file:
                 file.truncate(index_bytes(shard.samples))
         except BaseException:
-            self._give_up()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        if self._descriptor is not None:
-            with self._cache._locked():
-                self._give_up()
+    def __exit__(self, *_: object) -> None:
+        if not self._tar.closed:
+            self._index.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)  # Last: its lock tells others that nothing here is a leftover.
+            self._tar.close()
 
     def write(self, data: bytes, offset: int) -> None:
         """Put a part of the tar in its place; `UserError` where the disk refuses it."""
-        assert self._descriptor is not None, "the claim is open"
         assert offset + len(data) <= self._shard.bytes, "no byte more than was claimed"
         view = memoryview(data)
-        try:
+        with self._cache._described():
             while view:
-                count = os.pwrite(self._descriptor, view, offset)
+                count = os.pwrite(self._tar.fileno(), view, offset)
                 view, offset = view[count:], offset + count
-        except OSError as error:
-            raise describe_os_error(error, f"filling the cache {self._cache.folder}") from error
 
     def finish(self, index: bytes) -> int:
         """Give the shard its name; returns a descriptor of its tar that pins it, as `DiskCache.pin` does."""
-        assert self._descriptor is not None, "the claim is open"
         assert len(index) == index_bytes(self._shard.samples), "checked by the caller"
-        try:
-            with open(self._index, "r+b") as file:
-                file.write(index)
-                file.flush()
-                os.fsync(file.fileno())
-            os.fsync(self._descriptor)
-            _touch(self._descriptor)
-            with self._cache._locked():
-                os.replace(self._index, self._cache._file(self._shard.sha256, "index"))
-                os.replace(self.path, self._cache._file(self._shard.sha256, "tar"))
-        except OSError as error:
-            raise describe_os_error(error, f"filling the cache {self._cache.folder}") from error
-        pinned, self._descriptor = self._descriptor, None
-        fcntl.flock(pinned, fcntl.LOCK_SH)
+        with self._cache._described(), open(self._index, "r+b") as file:
+            file.write(index)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fsync(self._tar.fileno())
+            _touch(self._tar)
+        with self._cache._locked(self._stopped):
+            self.path.replace(self._cache._file(self._shard.sha256, "tar"))
+            pinned = os.dup(self._tar.fileno())
+            self._tar.close()
+            fcntl.flock(pinned, fcntl.LOCK_SH)
         return pinned
-
-    def _give_up(self) -> None:
-        assert self._descriptor is not None, "the claim is open"
-        self._index.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._descriptor = None

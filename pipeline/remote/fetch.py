@@ -1,20 +1,18 @@
 """One shard into the disk cache: fetched, compared with its sha256, indexed.
 
 An attempt that breaks off is continued where it ended, and what comes out wrong is fetched anew; every error says
-`fetch:`, the address, the attempts and the last cause.
+`fetch:`, the address and the last cause.
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Collection
-from pathlib import Path
 
 from pipeline.errors import ShardError, TransportError, UserError
-from pipeline.format import Index, Shard
+from pipeline.files import Place, inside
+from pipeline.format import Index, Shard, ShardSet, index_bytes
 from pipeline.remote.cache import Claim, DiskCache
-from pipeline.remote.transport import CHUNK_BYTES, Patience, join, read_bytes, read_chunks, retrying, waiting
-from pipeline.shards.shard import check_index
+from pipeline.remote.transport import CHUNK_BYTES, Patience, pause, read_bytes, read_chunks, retrying
 from pipeline.tar import scan_tar
 
 _FETCHES = 3
@@ -23,13 +21,8 @@ _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.02, 0.5
 """Time between looks at a shard that another thread or process is fetching: more and more."""
 
 
-def address(location: Path | str, name: str) -> str:
-    """A file of a shard set, as a URL or as a path."""
-    return join(location, name) if isinstance(location, str) else os.path.join(location, name)
-
-
 def fetch(
-    location: Path | str,
+    shards: ShardSet,
     shard: Shard,
     cache: DiskCache,
     *,
@@ -37,15 +30,9 @@ def fetch(
     patience: Patience,
     stopped: threading.Event | None = None,
 ) -> int:
-    """A descriptor that pins the cache's copy of a shard, which is fetched where there is none.
+    """A descriptor that pins the cache's copy of a shard of a set, which is fetched where there is none.
 
-    Args:
-        location: folder or URL of the shard set.
-        shard: which of its shards.
-        cache: where to.
-        spare: sha256s of shards that must not be evicted for this one.
-        patience: how long a server is waited for.
-        stopped: ends it with `StoppedError`.
+    `spare` are the sha256s of shards that must not be evicted for this one; `stopped` ends it with `StoppedError`.
 
     Raises:
         NoRoomError: where the cache is full of what is in use.
@@ -53,86 +40,70 @@ def fetch(
         TransportError: where it could not be fetched in time.
         UserError: where the server or the disk refuses.
     """
-    pause = _FIRST_LOOK_S
+    wait_s = _FIRST_LOOK_S
     while (pinned := cache.pin(shard)) is None:
-        claim = cache.claim(shard, spare)
+        claim = cache.claim(shard, spare, stopped)
         if claim is None:
-            waiting(stopped)(pause)
-            pause = min(2 * pause, _LONGEST_LOOK_S)
+            pause(wait_s, stopped)
+            wait_s = min(2 * wait_s, _LONGEST_LOOK_S)
             continue
+        tar = inside(shards.location, f"{shard.name}.tar")
         with claim:
-            return claim.finish(_fill(location, shard, claim, patience, stopped))
+            index = _fetch_index(inside(shards.location, f"{shard.name}.index"), shard, patience, stopped)
+            _fetch_tar(tar, shard, claim, patience, stopped)
+            if index is None:
+                index = scan_tar(claim.path, shards.image_member).check(shard, f"fetch: {tar}", "Rebuild the set")
+            return claim.finish(index.to_bytes())
     return pinned
 
 
-def _fill(
-    location: Path | str, shard: Shard, claim: Claim, patience: Patience, stopped: threading.Event | None
-) -> bytes:
-    """Fetch tar and index; returns the index."""
-    index = _fetch_index(address(location, f"{shard.name}.index"), shard, patience, stopped)
-    url = address(location, f"{shard.name}.tar")
-    for _ in range(_FETCHES):
-        sha256 = _fetch_tar(url, shard, claim, patience, stopped)
-        if sha256 == shard.sha256:
-            break
-    else:
-        raise ShardError(
-            f"fetch: {url} must have the sha256 {shard.sha256[:12]} of shardset.json; got {sha256[:12]} in each of "
-            f"{_FETCHES} fetches. Copy the shard there again, or rebuild the set."
-        )
-    if index is None:
-        index = scan_tar(claim.path)
-        check_index(index, shard, url, "Rebuild the set")
-    return index.to_bytes()
-
-
-def _fetch_index(url: str, shard: Shard, patience: Patience, stopped: threading.Event | None) -> Index | None:
+def _fetch_index(place: Place, shard: Shard, patience: Patience, stopped: threading.Event | None) -> Index | None:
     """The index of the shard; None where there is none."""
-    for attempt in range(1, _FETCHES + 1):
+    what, most = f"fetch: {place}", index_bytes(shard.samples) + 1  # One byte more, to tell a file that is too long.
+    for left in reversed(range(_FETCHES)):
         try:
-            data = read_bytes(url, what=f"fetch: {url}", patience=patience, stopped=stopped)
+            data = read_bytes(place, what=what, most=most, patience=patience, stopped=stopped)
+            return Index.from_bytes(data, what).check(shard, what, "Delete it, and it is rebuilt from the tar")
         except (FileNotFoundError, UserError):  # A store that may not be listed refuses what is not there.
             return None
-        try:
-            index = Index.from_bytes(data, f"fetch: {url}")
-            check_index(index, shard, f"fetch: {url}", "Delete it, and it is rebuilt from the tar")
-            break
         except ShardError:
-            if attempt == _FETCHES:
+            if not left:
                 raise
-    return index
+    raise AssertionError("the loop returns or raises")
 
 
-def _fetch_tar(url: str, shard: Shard, claim: Claim, patience: Patience, stopped: threading.Event | None) -> str:
-    """Fetch the whole tar, in as many attempts as it takes; returns the sha256 of what came."""
+def _fetch_tar(place: Place, shard: Shard, claim: Claim, patience: Patience, stopped: threading.Event | None) -> None:
+    """Fill the claim with the whole tar, in as many attempts as it takes."""
+    what, remedy = f"fetch: {place}", "Copy the shard there again, or rebuild the set."
     digest, have = hashlib.sha256(), 0
 
     def attempt() -> None:
         nonlocal have
-        for chunk in read_chunks(url, have, shard.bytes, patience=patience, stopped=stopped):
+        for chunk in read_chunks(place, have, shard.bytes, patience=patience, stopped=stopped):
             claim.write(chunk, have)
             digest.update(chunk)
             have += len(chunk)
         if have < shard.bytes:
             raise EOFError(f"the end at byte {have} of {shard.bytes}")
 
-    try:
-        retrying(
-            attempt,
-            f"fetch: {url}",
-            patience=patience,
-            progress=lambda: have // CHUNK_BYTES,
-            wait=waiting(stopped),
-        )
-    except FileNotFoundError:
-        raise ShardError(
-            f"fetch: {url} must exist; got no such file. Copy it there again, or rebuild the set."
-        ) from None
-    except TransportError as error:
-        if not isinstance(error.__cause__, EOFError):
-            raise
-        raise ShardError(
-            f"fetch: {url} must have {shard.bytes} bytes; got {error.__cause__} in {patience.attempts} attempts. "
-            "Copy the shard there again, or rebuild the set."
-        ) from error
-    return digest.hexdigest()
+    def chunks() -> int:
+        return have // CHUNK_BYTES
+
+    for _ in range(_FETCHES):
+        digest, have = hashlib.sha256(), 0
+        try:
+            retrying(attempt, what, patience=patience, progress=chunks, stopped=stopped)
+        except FileNotFoundError:
+            raise ShardError(f"{what} must exist; got no such file. {remedy}") from None
+        except TransportError as error:
+            if not isinstance(error.__cause__, EOFError):
+                raise
+            raise ShardError(
+                f"{what} must have {shard.bytes} bytes; got {error.__cause__} in {patience.attempts} attempts. {remedy}"
+            ) from error
+        if digest.hexdigest() == shard.sha256:
+            return
+    raise ShardError(
+        f"{what} must have the sha256 {shard.sha256[:12]} of shardset.json; got {digest.hexdigest()[:12]} in each of "
+        f"{_FETCHES} fetches. {remedy}"
+    )

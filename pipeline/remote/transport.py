@@ -9,20 +9,19 @@ Every protocol of fsspec works that has its package installed; credentials are l
 
 import concurrent.futures
 import errno
+import functools
+import http.client
 import os
 import random
-import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from pipeline.errors import LeanstreamError, TransportError, UserError
-
-if TYPE_CHECKING:
-    import fsspec
+from pipeline.errors import LeanstreamError, StoppedError, TransportError, UserError
+from pipeline.files import Place, is_url
 
 T = TypeVar("T")
 
@@ -31,30 +30,8 @@ CHUNK_BYTES = 4 << 20
 _NO_END = 1 << 62
 _LOOK_S = 0.1
 """Time between looks at whether to stop."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _EXTRA = {"gcs": "gcs", "gs": "gcs"} | dict.fromkeys(("hf", "http", "https", "s3", "s3a"), "remote")
 """The extra that installs a protocol's package."""
-_LIBRARIES = [
-    "aiobotocore",
-    "aiohttp",
-    "azure",
-    "botocore",
-    "fsspec",
-    "gcsfs",
-    "google",
-    "http",
-    "httpcore",
-    "httpcore2",
-    "httpx",
-    "httpx2",
-    "huggingface_hub",
-    "paramiko",
-    "requests",
-    "s3fs",
-    "ssl",
-    "urllib3",
-]
-"""Packages whose exceptions come from the network and not from a mistake in the program."""
 _TRANSIENT_STATUS = (408, 409, 425, 429)
 """Answers below 500 after which the same request may succeed."""
 _PERMANENT = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -78,19 +55,16 @@ class Patience:
 DEFAULT_PATIENCE = Patience()
 
 
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` names a file by a protocol (`s3://bucket/key`) instead of a place on this machine."""
-    return _URL.match(os.fspath(path)) is not None
+def pause(seconds: float, stopped: threading.Event | None = None) -> None:
+    """Wait some seconds; `StoppedError` as soon as the event is set."""
+    if stopped is None:
+        time.sleep(seconds)
+    elif stopped.wait(seconds):
+        raise StoppedError("asked to stop, while waiting for a file")
 
 
-def join(location: str, name: str) -> str:
-    """The URL of `name` in the folder `location`."""
-    folder, mark, query = location.partition("?")
-    return f"{folder.rstrip('/')}/{name}{mark}{query}"
-
-
-def filesystem(url: str, patience: Patience = DEFAULT_PATIENCE) -> "tuple[fsspec.AbstractFileSystem, str]":
-    """The file system of `url` and the path of `url` on it.
+def filesystem(url: str, patience: Patience = DEFAULT_PATIENCE) -> tuple[Any, str]:
+    """The file system of fsspec that `url` is on, and its path there.
 
     Raises `UserError` where the protocol is unknown, or its package is not installed.
     """
@@ -98,8 +72,7 @@ def filesystem(url: str, patience: Patience = DEFAULT_PATIENCE) -> "tuple[fsspec
 
     protocol = url.partition("://")[0].rpartition("::")[2]
     try:
-        options = _options(protocol, patience)
-        found, path = fsspec.url_to_fs(url, **options)
+        found, path = fsspec.url_to_fs(url, **_options(protocol, patience))
     except ImportError as error:
         extra = _EXTRA.get(protocol)
         remedy = f"Install it with: pip install 'leanstream[{extra}]'" if extra else "Install that package with pip"
@@ -117,11 +90,11 @@ def filesystem(url: str, patience: Patience = DEFAULT_PATIENCE) -> "tuple[fsspec
 
 def retrying(
     call: Callable[[], T],
-    what: str,
+    what: Place,
     *,
     patience: Patience = DEFAULT_PATIENCE,
-    progress: Callable[[], object] | None = None,
-    wait: Callable[[float], object] = time.sleep,
+    progress: Callable[[], object] = lambda: None,
+    stopped: threading.Event | None = None,
 ) -> T:
     """What `call` returns, after as many attempts as it needs.
 
@@ -131,113 +104,80 @@ def retrying(
     Args:
         call: makes one attempt.
         what: the URL, or what else the messages should name.
-        patience: attempts and time that are allowed.
         progress: a figure that grows while attempts get further; each growth renews the attempts and the deadline.
-        wait: waits some seconds; what it raises ends the attempts.
+        stopped: ends the waits with `StoppedError`.
 
     Raises:
-        TransportError: when attempts or time are used up; it names `what`, the attempts and the last cause.
+        TransportError: when attempts or time are used up; it names `what` and the last cause.
         UserError: for a refusal that another attempt cannot change, such as missing credentials.
         FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError: as `call` raised them.
     """
-    reached = progress() if progress else None
-    began, failures, total = time.monotonic(), 0, 0
+    reached, began, failures = progress(), time.monotonic(), 0
     while True:
         try:
             return call()
-        except _PERMANENT:
-            raise
         except Exception as error:
             if not _from_network(error):
                 raise
-            cause, refused = error, _is_refusal(error)
-        if refused:
-            raise UserError(
-                f"{what} must be readable and writable as asked; got {describe(cause)}. "
-                "Check the address and the credentials of this protocol."
-            ) from cause
-        total += 1
-        now = progress() if progress else None
-        if now != reached:
-            reached, began, failures = now, time.monotonic(), 0
-        failures += 1
-        pause = min(patience.longest_wait_s, patience.first_wait_s * 2 ** (failures - 1)) * random.uniform(0.5, 1)
-        if failures >= patience.attempts or time.monotonic() - began + pause > patience.deadline_s:
-            raise TransportError(
-                f"{what} must be available within {patience.attempts} attempts and {patience.deadline_s:g} s; "
-                f"got {describe(cause)} at attempt {total}. Check the network and the server, then run it again."
-            ) from cause
-        del cause  # Its traceback would keep the attempt's buffers alive during the wait.
-        wait(pause)
+            cause = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")  # Those of asyncio have no text.
+            if _is_refusal(error):
+                raise UserError(
+                    f"{what} must be readable and writable as asked; got {cause}. "
+                    "Check the address and the credentials of this protocol."
+                ) from error
+            if (now := progress()) != reached:
+                reached, began, failures = now, time.monotonic(), 0
+            wait_s = min(patience.longest_wait_s, patience.first_wait_s * 2**failures) * random.uniform(0.5, 1)
+            failures += 1
+            if failures >= patience.attempts or time.monotonic() - began + wait_s > patience.deadline_s:
+                raise TransportError(
+                    f"{what} must be available within {patience.attempts} attempts and {patience.deadline_s:g} s; "
+                    f"got {cause} at attempt {failures}. Check the network and the server, then run it again."
+                ) from error
+        pause(wait_s, stopped)  # Here the error is gone, whose traceback keeps the attempt's buffers alive.
 
 
 def read_bytes(
-    location: str, *, what: str = "", patience: Patience = DEFAULT_PATIENCE, stopped: threading.Event | None = None
+    place: Place,
+    *,
+    what: str = "",
+    most: int = _NO_END,
+    patience: Patience = DEFAULT_PATIENCE,
+    stopped: threading.Event | None = None,
 ) -> bytes:
-    """The whole content of a small file, behind a URL or a path; retried, and raises as `retrying` does."""
+    """The content of a small file, its first `most` bytes if there are more; retried, and raises as `retrying` does."""
 
     def attempt() -> bytes:
-        if not is_url(location):
-            return Path(location).read_bytes()
-        found, path = filesystem(location, patience)
-        if not found.async_impl:
-            return bytes(found.cat_file(path))
-        return bytes(_run(found, found._cat_file(path), patience, stopped))
+        return b"".join(read_chunks(place, 0, most, patience=patience, stopped=stopped))
 
-    return retrying(attempt, what or location, patience=patience, wait=waiting(stopped))
+    return retrying(attempt, what or place, patience=patience, stopped=stopped)
 
 
 def read_chunks(
-    location: str,
+    place: Place,
     start: int,
     stop: int = _NO_END,
     *,
     patience: Patience = DEFAULT_PATIENCE,
     stopped: threading.Event | None = None,
 ) -> Iterator[bytes]:
-    """One attempt to read the bytes [start, stop) of a file, behind a URL or a path, by chunks of `CHUNK_BYTES`.
+    """One attempt to read the bytes [start, stop) of a file, by chunks of `CHUNK_BYTES`.
 
     It ends early where the file does. Not retried: whoever reads goes on from what is there. `stopped` ends it with
     `StoppedError`, at once where the file system is asynchronous (http, s3, gs), else at the next chunk.
     """
-    if not is_url(location):
-        with open(location, "rb") as file:
+    if not is_url(place):
+        with open(place, "rb") as file:
             yield from _file_chunks(file, start, stop, stopped)
         return
-    found, path = filesystem(location, patience)
-    if location.startswith(("http://", "https://")):
-        yield from _http_chunks(found, path, start, stop, patience, stopped)
-    elif found.async_impl:
-        for begin in range(start, stop, CHUNK_BYTES):
-            end = min(stop, begin + CHUNK_BYTES)
-            try:
-                chunk = bytes(_run(found, found._cat_file(path, start=begin, end=end), patience, stopped))
-            except Exception as error:
-                if getattr(error, "errno", None) == errno.EINVAL or _status(error) == 416:  # It lies behind the end.
-                    return
-                raise
-            yield chunk
-            if begin + len(chunk) < end:
-                return
+    url = os.fspath(place)
+    found, path = filesystem(url, patience)
+    if found.async_impl:
+        chunks = _http_chunks if url.startswith(("http://", "https://")) else _range_chunks
+        yield from chunks(found, path, start, stop, functools.partial(_run, found, patience, stopped))
     else:
         with found.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none") as file:
             yield from _file_chunks(file, start, stop, stopped)
-
-
-class StoppedError(Exception):
-    """Somebody asked for an end while a file was being read."""
-
-
-def waiting(stopped: threading.Event | None) -> Callable[[float], None]:
-    """A function that waits some seconds, and raises `StoppedError` as soon as the event is set."""
-
-    def wait(seconds: float) -> None:
-        if stopped is None:
-            time.sleep(seconds)
-        elif stopped.wait(seconds):
-            raise StoppedError
-
-    return wait
 
 
 def _file_chunks(file: Any, start: int, stop: int, stopped: threading.Event | None) -> Iterator[bytes]:
@@ -246,21 +186,32 @@ def _file_chunks(file: Any, start: int, stop: int, stopped: threading.Event | No
     while start < stop and (chunk := bytes(file.read(min(CHUNK_BYTES, stop - start)))):
         yield chunk
         start += len(chunk)
-        waiting(stopped)(0)
+        pause(0, stopped)
 
 
-def _http_chunks(
-    found: Any, path: str, start: int, stop: int, patience: Patience, stopped: threading.Event | None
-) -> Iterator[bytes]:
+def _range_chunks(found: Any, path: str, start: int, stop: int, run: Callable[..., Any]) -> Iterator[bytes]:
+    """A request for each chunk."""
+    for begin in range(start, stop, CHUNK_BYTES):
+        asked = min(CHUNK_BYTES, stop - begin)
+        try:
+            chunk = bytes(run(found._cat_file(path, start=begin, end=begin + asked)))
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.EINVAL or _status(error) == 416:  # It lies behind the end.
+                return
+            raise
+        if len(chunk) > asked:
+            raise OSError(errno.EIO, f"{len(chunk)} bytes instead of {asked}")
+        yield chunk
+        if len(chunk) < asked:
+            return
+
+
+def _http_chunks(found: Any, path: str, start: int, stop: int, run: Callable[..., Any]) -> Iterator[bytes]:
     """One request: the body is read as it comes, from its middle where the server can do that."""
     options = dict(found.kwargs)
     headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-
-    async def ask() -> Any:
-        session = await found.set_session()
-        return await session.get(found.encode_url(path), headers=headers, **options)
 
     async def fill(size: int) -> bytes:
         parts: list[bytes] = []
@@ -269,90 +220,75 @@ def _http_chunks(
             size -= len(part)
         return b"".join(parts)
 
-    response = _run(found, ask(), patience, stopped)
+    session = run(found.set_session())
+    response = run(session.get(found.encode_url(path), headers=headers, **options))
     try:
         if response.status == 404:
             raise FileNotFoundError(path)
         if response.status == 416:  # The range lies behind the end.
             return
         response.raise_for_status()
-        skip = 0 if response.status == 206 else start
-        while skip and (chunk := _run(found, fill(min(CHUNK_BYTES, skip)), patience, stopped)):
-            skip -= len(chunk)
-        while start < stop and (chunk := _run(found, fill(min(CHUNK_BYTES, stop - start)), patience, stopped)):
-            yield chunk
-            start += len(chunk)
+        at = start if response.status == 206 else 0
+        while at < stop and (chunk := run(fill(min(CHUNK_BYTES, (start if at < start else stop) - at)))):
+            if at >= start:
+                yield chunk
+            at += len(chunk)
     finally:
         found.loop.call_soon_threadsafe(response.close)
 
 
-def _run(found: Any, coroutine: Coroutine[Any, Any, T], patience: Patience, stopped: threading.Event | None) -> T:
+def _run(found: Any, patience: Patience, stopped: threading.Event | None, work: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine of an asynchronous file system; what gives no chunk until the deadline has failed."""
     import asyncio
 
-    future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, patience.deadline_s), found.loop)
-    while not concurrent.futures.wait([future], timeout=None if stopped is None else _LOOK_S).done:
-        if stopped is not None and stopped.is_set():
-            future.cancel()
-            raise StoppedError
+    future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, patience.deadline_s), found.loop)
+    try:
+        while not concurrent.futures.wait([future], None if stopped is None else _LOOK_S).done:
+            pause(0, stopped)
+    finally:
+        future.cancel()
     return future.result()
-
-
-def describe(error: BaseException) -> str:
-    """An exception as one line; those of asyncio often have no text at all."""
-    text = " ".join(str(error).split())
-    return f"'{text}' ({type(error).__name__})" if text else type(error).__name__
 
 
 def _options(protocol: str, patience: Patience) -> dict[str, Any]:
     """What keeps a silent server from being waited for without end; settings of fsspec's own config files are kept."""
+    if protocol not in ("gcs", "gs", "http", "https", "s3", "s3a"):
+        return {}
+    import aiohttp
     from fsspec.config import conf
 
-    def merged(key: str, **defaults: Any) -> dict[str, Any]:
-        return {key: {**defaults, **conf.get(protocol, {}).get(key, {})}}
-
-    silence = patience.silence_s
-    if protocol in ("http", "https"):
-        return merged("client_kwargs", timeout=_client_timeout(silence))
+    own, silence = conf.get(protocol, {}), patience.silence_s
     if protocol in ("s3", "s3a"):
         once = {"max_attempts": 1, "mode": "standard"}
-        return merged("config_kwargs", connect_timeout=silence, read_timeout=silence, retries=once)
-    if protocol in ("gs", "gcs"):
-        return {"requests_timeout": _client_timeout(silence), **conf.get(protocol, {})}
-    return {}
-
-
-def _client_timeout(silence_s: float) -> Any:
-    import aiohttp
-
-    return aiohttp.ClientTimeout(total=None, sock_connect=silence_s, sock_read=silence_s)
+        limits = {"connect_timeout": silence, "read_timeout": silence, "retries": once}
+        return {"config_kwargs": {**limits, **own.get("config_kwargs", {})}}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=silence, sock_read=silence)
+    if protocol in ("http", "https"):
+        return {"client_kwargs": {"timeout": timeout, **own.get("client_kwargs", {})}}
+    return {"requests_timeout": own.get("requests_timeout", timeout)}
 
 
 def _from_network(error: Exception) -> bool:
-    if isinstance(error, LeanstreamError):
+    """Whether it comes from the network: what the program does wrong is one of Python's own exceptions, or of ours."""
+    if isinstance(error, (*_PERMANENT, LeanstreamError)):
         return False
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, OSError | EOFError) or not packages.isdisjoint(_LIBRARIES)
+    is_foreign = type(error).__module__.partition(".")[0] not in sys.stdlib_module_names
+    return is_foreign or isinstance(error, OSError | EOFError | http.client.HTTPException)
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether the same request would be refused again: no permission, no credentials, a malformed request."""
-    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return True
     status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in _TRANSIENT_STATUS
+    is_final = 400 <= status < 500 and status not in _TRANSIENT_STATUS
+    return is_final or isinstance(error, PermissionError) or "Credentials" in type(error).__name__
 
 
-def _status(error: Exception) -> int | None:
-    """The HTTP status behind an exception of aiohttp, httpx, requests, gcsfs or botocore."""
+def _status(error: Exception) -> int:
+    """The HTTP status behind an exception of aiohttp, httpx, requests, gcsfs or botocore; 0 where there is none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = (
-            getattr(response, "status_code", None) or getattr(error, "status", None) or getattr(error, "code", None)
-        )
-    try:
-        return int(status)
-    except (TypeError, ValueError):
-        return None
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    for owner, name in ((response, "status_code"), (error, "status"), (error, "code")):
+        if str(status := getattr(owner, name, "")).isdecimal():
+            return int(status)
+    return 0

@@ -4,8 +4,8 @@
     expect(now, soon) ──> now ───┼──> up to 4 threads ──> disk cache ──> ShardFile
                           soon ──┘                        (only fetched, so that it may be evicted)
 
-Without a disk cache there is nothing to fetch, and a shard is opened when it is asked for, several at a time: on a
-mounted drive an `open` may take a second.
+A shard on this machine, unless it is read through a disk cache too, is opened when it is asked for, several at a time:
+on a mounted drive an `open` may take a second.
 """
 
 import contextlib
@@ -17,13 +17,15 @@ from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ShardError, UserError
-from pipeline.format import ShardSet, Split, index_bytes
+from pipeline.format import index_bytes
 from pipeline.order import Order
 from pipeline.remote.cache import DiskCache, NoRoomError
-from pipeline.remote.fetch import address, fetch
-from pipeline.remote.transport import DEFAULT_PATIENCE, Patience, waiting
+from pipeline.remote.fetch import fetch
+from pipeline.remote.transport import Patience, pause
+from pipeline.shards.dataset import Shards
 from pipeline.shards.shard import Copy, ShardFile
 
 _FETCHING, _OPENING = 4, 8
@@ -39,17 +41,8 @@ _JOIN_S = 2.0
 class OpenShards:
     """The open shards of one split, at most `limit` of them beside those that are needed now; safe for threads."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        split: Split,
-        limit: int,
-        *,
-        cache: DiskCache | None = None,
-        patience: Patience = DEFAULT_PATIENCE,
-    ) -> None:
-        self._location, self._split, self._limit = shards.location, split, limit
-        self._cache, self._patience = cache, patience
+    def __init__(self, shards: Shards, limit: int, cache: DiskCache | None, patience: Patience) -> None:
+        self._shards, self._limit, self._cache, self._patience = shards, limit, cache, patience
         self._lock = threading.Lock()
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._opening: dict[int, Future[ShardFile]] = {}
@@ -89,15 +82,15 @@ class OpenShards:
             if number not in found:
                 if not late:
                     raise closed_error()
-                found[number] = self._load(number, None)
+                found[number] = self._load(number, None)  # Its waits end with the patience.
         return [found[number] for number in numbers]
 
     def expect(self, now: Iterable[int], soon: Iterable[int]) -> None:
         """Open the shards `now`, fetch those that are needed `soon`, and let go of all others.
 
-        Without a cache nothing is fetched: what is needed soon is opened then.
+        Of what is not read through a cache nothing is fetched: what is needed soon is opened then.
         """
-        now, soon = list(now), list(soon) if self._cache is not None else []
+        now, soon = list(now), [number for number in soon if self._shards.cached[number]]
         with self._lock:
             self._needed, self._near = frozenset(now), frozenset(now + soon)
             self._now, self._soon = (
@@ -180,68 +173,54 @@ class OpenShards:
         return None
 
     def _load(self, number: int, stopped: threading.Event | None) -> ShardFile:
-        shard, cache = self._split[number], self._cache
-        if cache is None:
-            assert not isinstance(self._location, str), "a set behind a URL has a cache"
-            return ShardFile(self._location, shard)
+        shards, shard = self._shards[number]
+        cache = self._cache
+        if cache is None or not self._shards.cached[number]:
+            return ShardFile(shards, shard)
         for last in (False, True):
-            copy = Copy(cache.stem(shard), address(self._location, f"{shard.name}.tar"), self._fetch(number, stopped))
+            descriptor = self._fetch(number, cache, stopped)
             try:
-                return ShardFile(cache.folder, shard, copy)
+                return ShardFile(shards, shard, Copy(cache.folder / f"{cache.stem(shard)}.tar", descriptor))
             except ShardError:
                 if last:
                     raise
-                cache.drop(shard)  # It was damaged since it was fetched.
+                cache.drop(shard, stopped)  # It was damaged since it was fetched.
         raise AssertionError("the loop returns or raises")
 
-    def _fetch(self, number: int, stopped: threading.Event | None) -> int:
+    def _fetch(self, number: int, cache: DiskCache, stopped: threading.Event | None) -> int:
         """Fetch a shard that somebody waits for; where the cache is full, wait until others let go of theirs."""
-        assert self._cache is not None, "checked by the caller"
         until = time.monotonic() + self._patience.deadline_s
         while True:
             try:
-                return fetch(
-                    self._location,
-                    self._split[number],
-                    self._cache,
-                    spare=self._hashes(self._needed),
-                    patience=self._patience,
-                    stopped=stopped,
-                )
+                return self._fetched(number, cache, self._needed, stopped)
             except NoRoomError as error:
                 with self._lock:
                     self._keep(self._needed)
-                needed = total_bytes(self._split, sorted(self._needed | {number}))
-                if needed > self._cache.limit_bytes or time.monotonic() > until:
+                needed = int(sizes_in_cache(self._shards, sorted(self._needed | {number})).sum())
+                if needed > cache.limit_bytes or time.monotonic() > until:
                     raise UserError(
                         f"cache_bytes must hold the shards that are open together, {needed:,} bytes for this process; "
-                        f"got {self._cache.limit_bytes:,} for {self._cache.folder}, of which {error.args[0]:,} are in "
-                        "use. Raise it, or take a smaller window."
+                        f"got {cache.limit_bytes:,} for {cache.folder}, of which {error.args[0]:,} are in use. "
+                        "Raise it, or take a smaller window."
                     ) from error
-            waiting(stopped)(_LOOK_S)
+            pause(_LOOK_S, stopped)
 
     def _prefetch(self, number: int) -> None:
         """Have a shard in the cache; a failure is nobody's yet, it will be met again when the shard is needed."""
         assert self._cache is not None, "only a cache is filled ahead"
         try:
-            os.close(
-                fetch(
-                    self._location,
-                    self._split[number],
-                    self._cache,
-                    spare=self._hashes(self._near),
-                    patience=self._patience,
-                    stopped=self._stopped,
-                )
-            )
+            os.close(self._fetched(number, self._cache, self._near, self._stopped))
         except NoRoomError:
             with self._lock:
                 self._soon.clear()
         except Exception:
             pass
 
-    def _hashes(self, numbers: Iterable[int]) -> set[str]:
-        return {self._split.sha256[number].decode() for number in numbers}
+    def _fetched(self, number: int, cache: DiskCache, spare: frozenset[int], stopped: threading.Event | None) -> int:
+        """A descriptor of the copy of a shard; those of the shards to `spare` stay in the cache."""
+        shards, shard = self._shards[number]
+        hashes = {self._shards[other][1].sha256 for other in spare}
+        return fetch(shards, shard, cache, spare=hashes, patience=self._patience, stopped=stopped)
 
     def _keep(self, numbers: frozenset[int]) -> None:
         for number in [number for number in self._files if number not in numbers]:
@@ -273,7 +252,7 @@ class Lookahead:
             self._files.expect(needed.now, needed.soon)
 
 
-def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: int, ahead: int) -> None:
+def check_cache_limit(cache: DiskCache, shards: Shards, order: Order, *, lanes: int, ahead: int) -> None:
     """Raise `ConfigError` where a cache is too small for the shards that are open together.
 
     These are, in each lane, the window that is being left and the one that is being entered, and what lies between
@@ -282,22 +261,29 @@ def check_cache_limit(cache: DiskCache, split: Split, order: Order, *, lanes: in
 
     Args:
         cache: the cache.
-        split: its shards.
+        shards: those of the split that is read.
         order: over these shards.
         lanes: lanes that are read through this cache.
         ahead: positions between the oldest and the newest that are being read.
     """
     rows = -(-ahead // order.lanes)
-    between = int(np.searchsorted(np.cumsum(np.sort(split.samples)), rows, side="right"))
+    between = int(np.searchsorted(np.cumsum(np.sort(shards.samples)), rows, side="right"))
     epoch_ends = 1 + ahead // order.total  # The shards on both sides of one may be there in part.
-    count = min(len(split), lanes * (2 * order.window + between + 2 * epoch_ends))
-    sizes = split.bytes + index_bytes(0) + (split.samples * (index_bytes(1) - index_bytes(0)))
-    needed = int(np.sort(sizes)[-count:].sum()) + _EVALUATION * int(sizes.max())
+    count = min(len(shards), lanes * (2 * order.window + between + 2 * epoch_ends))
+    sizes = np.sort(sizes_in_cache(shards, slice(None)))
+    needed = int(sizes[-count:].sum()) + _EVALUATION * int(sizes[-1])
     if needed > cache.limit_bytes:
         raise ConfigError(
             f"cache_bytes must hold the {count + _EVALUATION} shards that are open together, {needed:,} bytes; got "
             f"{cache.limit_bytes:,} for {cache.folder}. Raise it, or take a smaller window (now {order.window})."
         )
+
+
+def sizes_in_cache(shards: Shards, numbers: list[int] | slice) -> NDArray[np.int64]:
+    """Bytes that each of these shards takes in a cache."""
+    each = index_bytes(1) - index_bytes(0)
+    sizes: NDArray[np.int64] = (shards.bytes + each * shards.samples + index_bytes(0)) * shards.cached
+    return sizes[numbers]
 
 
 def closed_error() -> UserError:
@@ -308,8 +294,3 @@ def closed_error() -> UserError:
 def _fail(future: "Future[ShardFile]", error: BaseException) -> None:
     with contextlib.suppress(InvalidStateError):  # Closed meanwhile.
         future.set_exception(error)
-
-
-def total_bytes(split: Split, numbers: Iterable[int]) -> int:
-    """Bytes that these shards take in a cache."""
-    return sum(int(split.bytes[number]) + index_bytes(int(split.samples[number])) for number in numbers)

@@ -1,4 +1,4 @@
-"""One shard that is open: where their samples lie, their keys and json, and what is wrong with a damaged one."""
+"""One shard that is open: where its samples lie, their keys and json, and what is wrong with a damaged one."""
 
 import functools
 import json
@@ -12,18 +12,15 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from pipeline.errors import LeanstreamError, ShardError, describe_os_error
-from pipeline.files import write_atomic
-from pipeline.format import Index, Shard
+from pipeline.files import inside, write_atomic
+from pipeline.format import Index, Shard, ShardSet
 from pipeline.tar import member_name, scan_tar, split_member_name
 
 
 class Copy(NamedTuple):
     """A copy of a shard in a disk cache."""
 
-    stem: str
-    """Its file name, without extension."""
-    origin: str
-    """Where the shard itself is."""
+    tar: Path
     descriptor: int
     """Of the tar; the `ShardFile` closes it."""
 
@@ -31,22 +28,22 @@ class Copy(NamedTuple):
 class ShardFile:
     """One open shard. Any number of threads may read from it; the file closes when the last reference goes."""
 
-    def __init__(self, folder: Path, shard: Shard, copy: "Copy | None" = None) -> None:
-        """Open the shard in `folder`, or its copy there.
+    def __init__(self, shards: ShardSet, shard: Shard, copy: Copy | None = None) -> None:
+        """Open a shard of a set on this machine, or the copy of one of any set.
 
         Raises `ShardError` where the tar or its index is missing, cut off, or belongs to another set.
         """
-        self.name = shard.name
-        path = folder / f"{copy.stem if copy else shard.name}.tar"
-        self.path = f"{copy.origin} (its copy {path})" if copy else str(path)
+        tar = copy.tar if copy else shards.folder / f"{shard.name}.tar"
+        self.name, self.raw = shard.name, shards.encoding == "raw"
+        self.path = f"{inside(shards.location, shard.name)}.tar (its copy {tar})" if copy else str(tar)
         """The tar, as messages name it."""
-        self._remedy = f"Delete {path}, and it is fetched again" if copy else "Copy the shard again, or rebuild the set"
-        self.descriptor = copy.descriptor if copy else _open(path)
+        self._remedy = f"Delete {tar}, and it is fetched again" if copy else "Copy the shard again, or rebuild the set"
+        self.descriptor = copy.descriptor if copy else _open(tar)
         weakref.finalize(self, os.close, self.descriptor)
         size = os.fstat(self.descriptor).st_size
         if size != shard.bytes:
             raise ShardError(f"{self.path} must have {shard.bytes} bytes; got {size}. {self._remedy}.")
-        self._load = functools.partial(load_index, path.with_suffix(".index"), path, shard)
+        self._load = functools.partial(load_index, tar, shard, shards.image_member)
         records = self._load().records
         # Copies, without the half about json. And `item` of a plain array takes a tenth of the time of a record's.
         self.offset, self.size, self.crc32 = (records[f"image_{part}"].copy() for part in ("offset", "size", "crc32"))
@@ -64,6 +61,13 @@ class ShardFile:
             ) from None
         return split_member_name(name)[0]
 
+    def named(self, row: int) -> str:
+        """The key of a sample or, if its header is damaged too, `row N`."""
+        try:
+            return self.key(row)
+        except LeanstreamError:
+            return f"row {row}"
+
     def meta(self, row: int) -> dict[str, Any]:
         """The json of one sample, or `{"label": N}` where it has a `cls` in its place; empty where it has neither."""
         offset, size, crc32 = (column.item(row) for column in self._json)
@@ -74,13 +78,22 @@ class ShardFile:
             raise self.damaged(row, "a json of another crc32")
         try:
             meta = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             meta = None
         if type(meta) is int:
             return {"label": meta}
         if not isinstance(meta, dict):
             raise self.damaged(row, "a json that is no object")
         return meta
+
+    def label(self, row: int, attributes: tuple[str, ...], classes: tuple[str, ...]) -> int | list[int]:
+        """The 0 or 1 of each of a sample's attributes or, where the set has none, the number of its class."""
+        found = self.meta(row).get("attributes" if attributes else "label")
+        if attributes and isinstance(found, dict) and all(found.get(name) in (0, 1) for name in attributes):
+            return [int(found[name]) for name in attributes]
+        if not attributes and type(found) is int and 0 <= found < len(classes):
+            return found
+        raise self.unusable(row, "carry the labels of shardset.json; got others")
 
     @functools.cached_property
     def _json(self) -> tuple[NDArray[Any], ...]:
@@ -103,18 +116,13 @@ class ShardFile:
 
     def damaged(self, row: int, found: str) -> ShardError:
         """The error for a sample whose bytes changed."""
-        return self._error(row, f"be as it was written; got {found}. {self._remedy}.")
+        return ShardError(
+            f"sample '{self.named(row)}' of {self.path} must be as it was written; got {found}. {self._remedy}."
+        )
 
     def unusable(self, row: int, why: str) -> ShardError:
         """The error for a sample that was written so; `why` reads `<rule>; got <value>`."""
-        return self._error(row, f"{why}. Rebuild the set.")
-
-    def _error(self, row: int, must: str) -> ShardError:
-        try:
-            name = f"sample '{self.key(row)}'"
-        except LeanstreamError:
-            name = f"row {row}"
-        return ShardError(f"{name} of {self.path} must {must}")
+        return ShardError(f"sample '{self.named(row)}' of {self.path} must {why}. Rebuild the set.")
 
 
 def _open(path: Path) -> int:
@@ -126,28 +134,19 @@ def _open(path: Path) -> int:
         raise describe_os_error(error, "opening a shard") from error
 
 
-def check_index(index: Index, shard: Shard, where: str, remedy: str) -> None:
-    """Raise `ShardError` unless the index, which was found `where`, is that of the shard."""
-    if index.tar_sha256 != shard.sha256 or index.tar_bytes != shard.bytes or len(index.records) != shard.samples:
-        raise ShardError(
-            f"{where} must be as shardset.json describes it; "
-            f"got {len(index.records)} samples of a tar with sha256 {index.tar_sha256[:12]}. {remedy}."
-        )
-
-
-def load_index(path: Path, tar: Path, shard: Shard) -> Index:
-    """The index of one shard, from its file or by a scan of the tar; `ShardError` where it is not `shard`'s."""
+def load_index(tar: Path, shard: Shard, image_member: str = "") -> Index:
+    """The index of a shard, from the file beside `tar` or by a scan of it; `ShardError` where it is not the shard's."""
+    path = tar.with_suffix(".index")
     try:
-        rebuilt = not path.exists()
-        index = scan_tar(tar) if rebuilt else Index.from_bytes(path.read_bytes(), str(path))
+        if path.exists():
+            return Index.from_bytes(path.read_bytes(), str(path)).check(
+                shard, str(path), "Delete it, and it is rebuilt from the tar"
+            )
+        index = scan_tar(tar, image_member).check(shard, str(tar), "Copy it again, or rebuild the set")
     except OSError as error:
         raise describe_os_error(error, "reading an index") from error
-    if rebuilt:
-        check_index(index, shard, str(tar), "Copy it again, or rebuild the set")
-        try:
-            write_atomic(path, index.to_bytes())
-        except OSError:
-            pass  # A read-only set works too; the scan is then paid at every start.
-    else:
-        check_index(index, shard, str(path), "Delete it, and it is rebuilt from the tar")
+    try:
+        write_atomic(path, index.to_bytes())
+    except OSError:
+        pass  # A read-only set works too; the scan is then paid at every start.
     return index

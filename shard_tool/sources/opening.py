@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError, describe_os_error
+from pipeline.files import is_url
 from pipeline.machine import release_memory
-from pipeline.remote.transport import is_url
 from shard_tool.sources.columns import WHATEVER, Wanted
 from shard_tool.sources.folder import FolderSource
 from shard_tool.sources.protocol import Source, split_in_name

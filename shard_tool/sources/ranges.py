@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import UserError
-from pipeline.remote.transport import filesystem, is_url, read_chunks, retrying
+from pipeline.files import is_url
+from pipeline.remote.transport import filesystem, read_chunks, retrying
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.remote.transport import is_url
+from pipeline.files import is_url
 from shard_tool.sources.columns import pyarrow_of
 from shard_tool.sources.listing import Listing, Numbers, compact
 from shard_tool.sources.protocol import IMAGE_EXTENSIONS, Access, InputError, Known, SideFile, extension_of

@@ -189,6 +189,7 @@ def test_namesakes_do_not_overwrite_each_other(model: Path, shards: ShardSet, tm
         (["99"], "a number of the val split must be below 12; got 99"),
         (["--images", "1"], "--images must be at least 2; got 1"),
         (["--shards", "{tmp}/bare"], "the shard set must have attributes; got none"),
+        (["--shards", "{shards}", "{tmp}/bare"], "the attributes must be the same in all sets; got others in each of"),
     ],
 )
 def test_a_persons_mistake_is_one_line_and_exit_code_2(
@@ -201,7 +202,7 @@ def test_a_persons_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no photo")
     make_shard_set(tmp_path / "bare", size=SIZE, attributes=())
-    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+    filled = [argument.format(tmp=tmp_path, shards=shards.folder) for argument in arguments]
     if "--shards" not in filled:
         filled += ["--shards", str(shards.folder)]
     assert main(["attributes", "--model", str(model), *filled]) == 2

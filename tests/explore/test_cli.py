@@ -41,6 +41,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shards: ShardSet) -> Path
 
 
 @pytest.fixture
+def run_of_two(tmp_path: Path, shards: ShardSet) -> Path:
+    """A finished run on two sets, of which the second one was read three times an epoch."""
+    rare = make_shard_set(tmp_path / "rare", samples={"train": 6}, size=32, seed=1)
+    (tmp_path / "tiny.toml").write_text(TOML)
+    sets = [str(shards.folder), f"{rare.folder}*3"]
+    assert train_main([str(tmp_path / "tiny.toml"), "--data.shards", *sets, "--run.dir", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
+@pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
@@ -146,6 +156,34 @@ def test_a_finished_models_folder_is_enough(run: Path, tmp_path: Path, shards: S
     ]
 
 
+def test_a_run_on_two_sets_is_explored_on_each_image_once(
+    run_of_two: Path, tmp_path: Path, shards: ShardSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["--shards", str(shards.folder), f"{tmp_path / 'rare'}*3"]
+    for command in (["reconstruct", "--split", "train", "--count", "99"], ["fit-prior", "--components", "2"]):
+        assert main([*command, "--run", str(run_of_two)]) == 0
+        assert main([*command, "--model", str(run_of_two / "final"), *sets]) == 0
+    found = numbers(run_of_two / "explore" / "reconstruct-train.json")
+    assert found["images"] == 46
+    assert numbers(run_of_two / "explore" / "fit-prior.json")["of"] == 46
+    shutil.rmtree(run_of_two / "final")
+    assert main(["reconstruct", "--run", str(run_of_two), *sets, "--split", "train", "--count", "99"]) == 0
+    assert numbers(run_of_two / "explore" / "reconstruct-train.json")["images"] == 46
+    capsys.readouterr()
+    assert main(["reconstruct", "--run", str(run_of_two), *sets[:2]]) == 2
+    assert "got other data. Give the right sets with --shards." in error_line(capsys)
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(run)
+    assert main(["sample", "--run=~/run", "--count=3", "--out=~/here"]) == 0
+    assert (tmp_path / "here" / "sample-gaussian.png").exists()
+    assert not (run / "~").exists()
+
+
 def test_more_images_than_the_split_has_are_all_of_them(run: Path) -> None:
     assert main(["reconstruct", "--run", str(run), "--count", "1000"]) == 0
     decibels = numbers(run / "explore" / "reconstruct-val.json")["psnr_db"]
@@ -165,7 +203,7 @@ def test_more_images_than_the_split_has_are_all_of_them(run: Path) -> None:
         (["--run", "{run}", "--split", "test"], "got 'test'"),
         (["--run", "{run}", "--count", "0"], "must be at least 1"),
         (["--run", "{run}", "--shards", "{tmp}/nothing"], "must be a finished shard set"),
-        (["--run", "{run}", "--shards", "{other}"], "got other data. Give the right one with --shards."),
+        (["--run", "{run}", "--shards", "{other}"], "got other data. Give the right sets with --shards."),
     ],
 )
 def test_a_persons_mistake_is_one_line_and_exit_code_2(

@@ -194,7 +194,7 @@ def test_another_set_than_the_models_is_refused(
     before = (model / "priors.safetensors").read_bytes()
     other = make_shard_set(tmp_path / "other", size=32, seed=1)
     assert main(["fit-prior", "--model", str(model), "--shards", str(other.folder)]) == 2
-    assert "must be fitted to the set that the model was trained on" in capsys.readouterr().err
+    assert "must be fitted to what the model was trained on" in capsys.readouterr().err
     assert (model / "priors.safetensors").read_bytes() == before
 
 

@@ -180,6 +180,19 @@ def test_files_are_listed_and_a_smaller_split_is_no_surprise(
     assert len(rows(tmp_path / "latents-val-histograms.csv")[0]) == 2 + 2
 
 
+def test_several_sets_are_explored_as_one_with_each_image_once(model: Path, shards: ShardSet, tmp_path: Path):
+    rare = make_shard_set(tmp_path / "rare", samples={"train": 6, "test": 3}, size=32, attributes=ATTRIBUTES, seed=1)
+    sets = [str(shards.folder), f"{rare.folder}*3"]
+    command = ["latents", "--model", str(model), "--shards", *sets, "--split", "all", "--out", str(tmp_path / "out")]
+    assert main([*command, "--colour-by", "Eyeglasses", *SMALL]) == 0
+    written = json.loads((tmp_path / "out" / "latents-all.json").read_bytes())
+    assert (written["images"], written["splits"]) == (40 + 6 + 12 + 3, ["train", "val", "test"])
+    assert written["settings"]["shards"] == sets
+    keys = [row["key"] for row in rows(tmp_path / "out" / "latents-all-tsne.csv")]
+    expected = [("train", 40), ("train", 6), ("val", 12), ("test", 3)]
+    assert sorted(keys) == sorted(make_key(split, number) for split, count in expected for number in range(count))
+
+
 def test_no_more_images_are_taken_than_asked_for(model: Path, shards: ShardSet, tmp_path: Path, found: Path):
     assert latents(model, shards, tmp_path, "--split", "all", "--count", "44") == 0
     written = json.loads((tmp_path / "latents-all.json").read_bytes())
@@ -224,7 +237,7 @@ def test_a_set_without_attributes_has_no_colours(model: Path, tmp_path: Path, ca
 
 
 def test_a_run_without_a_checkpoint_is_one_line(shards: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "config.toml").write_text(f'[data]\nshards = "{shards.folder}"\n')
+    (tmp_path / "config.toml").write_text(f'[data]\nshards = ["{shards.folder}"]\n')
     assert main(["latents", "--run", str(tmp_path)]) == 2
     assert "got no checkpoint yet" in capsys.readouterr().err
 

@@ -61,6 +61,19 @@ def test_every_image_of_a_split_has_its_key_and_its_figures(model: Path, shards:
     assert (found["images"], found["best"]) == (5, best["key"])
 
 
+def test_images_of_several_sets_are_reconstructed_each_once(model: Path, shards: ShardSet, tmp_path: Path) -> None:
+    rare = make_shard_set(tmp_path / "rare", samples={"train": 2}, size=SIZE, seed=1)
+    figures: list[float] = []
+    for sets in ([shards.folder], [rare.folder], [shards.folder, f"{rare.folder}*3"]):
+        names = [str(one) for one in sets]
+        assert main(["reconstruct", "--model", str(model), "--split", "train", "--shards", *names]) == 0
+        table = rows(model / "explore" / "reconstruct-train.csv")
+        if len(sets) == 1:
+            figures += [float(row["psnr_db"]) for row in table]
+    assert sorted(float(row["psnr_db"]) for row in table) == sorted(figures)
+    assert len(figures) == 11
+
+
 def test_own_photos_are_reconstructed_without_a_shard_set(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from benchmarks.browser import browsing, missing
 from explore.cli import main
 from explore.html.charts import FRAME, charts_of
 from explore.html.embed import embed, embed_file
-from explore.html.reproduce import build_options
+from explore.html.reproduce import build_options, shown_places
 from explore.html.results import KINDS, MOST_ROWS, read_sections
 from explore.html.wording import label, show, without_places
+from pipeline import Dataset
 from pipeline.format import ShardSet
 from tests.explore.untrained import SIZE, make_shards, save_model
 from tests.helpers import make_shard_set
@@ -71,14 +72,14 @@ def page_of(path: Path) -> Page:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     folder = tmp_path_factory.mktemp("sets") / "faces"
-    return make_shard_set(folder, samples={"train": 40, "val": 12}, size=SIZE, name=f"tiny {HOSTILE}")
+    name = f"tiny {HOSTILE.replace('/', '|')}"
+    return make_shard_set(folder, samples={"train": 40, "val": 12}, size=SIZE, name=name)
 
 
-def make_run(folder: Path, shards: ShardSet) -> Path:
+def make_run(folder: Path, *shards: str | Path) -> Path:
     """A finished run folder, as training leaves it."""
-    config = from_dict(
-        {"data": {"shards": str(shards.folder)}, "model": {"widths": [8, 8, 8, 8], "latent": 4}}, "a test"
-    )
+    data = Dataset.open(shards)
+    config = from_dict({"data": {"shards": data.locations}, "model": {"widths": [8, 8, 8, 8], "latent": 4}}, "a test")
     (folder / "grids").mkdir(parents=True)
     (folder / "config.toml").write_text(config.to_toml())
     records = [
@@ -108,13 +109,13 @@ def make_run(folder: Path, shards: ShardSet) -> Path:
     for position in range(40, 481, 40):
         shade = Image.new("RGB", (1400, 300), (position % 256, 90, 120))
         shade.save(folder / "grids" / f"{position:012d}.png")
-    save_model(folder / "final", shardset=shards.fingerprint, scores=scores, position=480)
+    save_model(folder / "final", shardset=data.fingerprint, scores=scores, position=480)
     return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, shards: ShardSet) -> Path:
-    return make_run(tmp_path / f"run {HOSTILE.replace('/', '|')}", shards)
+    return make_run(tmp_path / f"run {HOSTILE.replace('/', '|')}", shards.folder)
 
 
 def fill(folder: Path) -> None:
@@ -248,7 +249,9 @@ def test_damage_and_absence_cost_only_what_is_damaged(run: Path) -> None:
     grids = sorted((run / "grids").iterdir())
     grids[-1].write_bytes(grids[-1].read_bytes()[:200])
     config = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(re.sub(r"shards = .*", 'shards = "/home/bob/private/gone"', config))
+    (run / "config.toml").write_text(
+        re.sub(r"shards = \[.*?\]", 'shards = ["/home/bob/private/gone"]', config, flags=re.DOTALL)
+    )
     page = page_of(report(run))
     assert not page.wrong
     for expected in (
@@ -272,6 +275,73 @@ def test_a_set_of_other_data_is_not_shown_for_the_runs(run: Path, tmp_path: Path
     page = page_of(report(run, "--shards", str(other.folder)))
     assert "this is not the shard set that the model was trained on" in page.text
     assert not [attributes for tag, attributes in page.tags if attributes.get("alt", "").startswith("train/")]
+
+
+def with_counts(shards: ShardSet, rejected: int, **positives: int) -> Path:
+    """The folder of a set, whose maker counted so many samples with its only attribute."""
+    settings = {"size": SIZE, "json": True}
+    part = {"settings": settings, "source": {"source_name": "photos", "photos": 99}}
+    counts = {split: [count] for split, count in positives.items()}
+    ShardSet(**{**vars(shards), "rejected": rejected, "parts": ({**part, "positives": counts},)}).save()
+    return shards.folder
+
+
+@pytest.fixture
+def two_sets(tmp_path: Path) -> list[str]:
+    """Two sets, of which training reads the second one three times an epoch."""
+    common = make_shard_set(tmp_path / "data" / "common", size=SIZE, name="common")
+    rare = make_shard_set(tmp_path / "data" / "rare", samples={"train": 8, "test": 4}, size=SIZE, seed=1, name="rare")
+    folders = with_counts(common, 5, train=10, val=6), with_counts(rare, 2, train=8, test=1)
+    return [str(folders[0]), f"{folders[1]}*3"]
+
+
+def test_several_sets_are_shown_as_one_with_each_image_once(tmp_path: Path, two_sets: list[str]) -> None:
+    page = page_of(report(make_run(tmp_path / "run", *two_sets)))
+    for expected in (
+        "Trained on 480 images, 7.5 epochs.",  # Of 40 + 3 * 8.
+        "shard sets common, rare (3 times an epoch)",
+        "48 train, 12 val, 4 test",
+        "7 inputs that gave no image",
+        "1 attributes",
+        f"fingerprint {Dataset.open(two_sets).fingerprint}",
+        "attribute train val test Smiling 37.5% 50.0% 25.0%",
+    ):
+        assert expected in page.text, expected
+    keys = [attributes["alt"] for tag, attributes in page.tags if attributes.get("alt", "").startswith("train/")]
+    assert len(keys) == 48
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_the_commands_of_a_report_name_all_sets_and_no_folder_of_the_machine(
+    tmp_path: Path, two_sets: list[str], monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path if here else elsewhere)
+    path = report(make_run(tmp_path / "run", *two_sets))
+    text = html.unescape(path.read_text())
+    folder = "data/" if here else ""
+    for place in (f"{folder}common", f"{folder}rare"):
+        assert f"shard_tool make-shards PHOTOS --out {place} --size {SIZE}" in text.replace("\n", " ")
+    assert f"--data.shards {folder}common '{folder}rare*3' --run.dir runs/run" in text
+    assert str(tmp_path) not in text
+
+
+def test_sets_of_one_name_in_other_folders_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    sets = [make_shard_set(tmp_path / part / "faces", seed=seed) for seed, part in enumerate("ab")]
+    assert shown_places(Dataset.open(sets)) == ["faces-1", "faces-2"]
+    remote = [replace(one, location=f"s3://bucket/{part}?token=1") for one, part in zip(sets, "cd", strict=True)]
+    assert shown_places(Dataset.open(remote)) == ["c", "d"]
+
+
+def test_labels_that_are_not_the_same_are_not_counted(tmp_path: Path, two_sets: list[str]) -> None:
+    other = make_shard_set(tmp_path / "other", size=SIZE, seed=2, attributes=("Bald",), name="other")
+    page = page_of(report(make_run(tmp_path / "run", two_sets[0], other.folder)))
+    assert "labels not the same in all sets" in page.text
+    assert "How many images have each attribute" not in page.text
 
 
 def test_a_models_folder_has_a_report_too(run: Path, shards: ShardSet) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from explore.model import Trained
+from pipeline import Dataset
 from pipeline.format import ShardSet
 from shard_tool.cli import main as shard_tool
 from tests.train.tiny import CPU, tiny_config, tiny_model
@@ -27,7 +28,8 @@ def untrained(size: int = SIZE) -> FaceVAE:
 def trained(folder: Path, shards: ShardSet | None = None, size: int = SIZE, **facts: Any) -> Trained:
     """What `load_trained` gives."""
     model = untrained(size)
-    return Trained(model, Gaussian.standard(model.latent), shards, {**FACTS, **facts}, folder, folder, CPU)
+    opened = None if shards is None else Dataset.open(shards)
+    return Trained(model, Gaussian.standard(model.latent), opened, {**FACTS, **facts}, folder, folder, CPU)
 
 
 def save_model(folder: Path, size: int = SIZE, **facts: Any) -> Path:

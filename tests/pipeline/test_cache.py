@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,12 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pipeline import StreamingLoader
-from pipeline.errors import ConfigError, ShardError, UserError
+from pipeline.errors import ConfigError, ShardError, StoppedError, UserError
 from pipeline.format import Shard, ShardSet, Split, index_bytes
 from pipeline.order import Order
-from pipeline.remote.cache import Claim, DiskCache, NoRoomError, default_folder
+from pipeline.remote.cache import Claim, DiskCache, NoRoomError, default_folder, open_cache
 from pipeline.remote.fetch import fetch
 from pipeline.remote.transport import Patience
+from pipeline.shards.dataset import Shards
 from pipeline.shards.open_shards import check_cache_limit
 from tests.faults import FaultyServer
 from tests.helpers import make_shard_set
@@ -48,6 +50,16 @@ def fill(cache: DiskCache, number: int, size: int = 1000) -> int:
     with claim:
         claim.write(data, 0)
         return claim.finish(bytes(index_bytes(4)))
+
+
+def open_claim(cache: DiskCache, number: int, stopped: threading.Event | None = None) -> Claim:
+    claim = cache.claim(made_up(number)[0], stopped=stopped)
+    assert claim is not None
+    return claim
+
+
+def copy_of(folder: Path, shard: Shard) -> Path:
+    return folder / f"leanstream-{shard.sha256}.tar"
 
 
 def cost(size: int = 1000) -> int:
@@ -118,8 +130,7 @@ class CacheMachine(RuleBasedStateMachine):
     def die_while_filling(self, data: st.DataObject) -> None:
         if self.claims:
             claim = self.claims.pop(data.draw(st.sampled_from(sorted(self.claims))))
-            assert claim._descriptor is not None
-            os.close(claim._descriptor)  # All that is left of a killed process: its locks are gone.
+            claim._tar.close()  # All that is left of a killed process: its locks are gone.
 
     @rule(number=st.integers(0, 9))
     def pin(self, number: int) -> None:
@@ -194,15 +205,62 @@ def test_the_least_recently_used_goes_first(tmp_path):
     os.close(used)
     os.close(fill(cache, 3))
     os.close(fill(cache, 4))
-    assert [(tmp_path / f"{cache.stem(made_up(number)[0])}.tar").exists() for number in range(5)] == [1, 0, 0, 1, 1]
+    assert [copy_of(tmp_path, made_up(number)[0]).exists() for number in range(5)] == [1, 0, 0, 1, 1]
 
 
-def test_a_lower_limit_takes_effect_at_once(tmp_path):
+def test_a_lower_limit_evicts_nothing_before_the_cache_is_shrunk(tmp_path):
     cache = DiskCache(tmp_path, 3 * cost())
     for number in range(3):
         os.close(fill(cache, number))
-    DiskCache(tmp_path, cost())
+    smaller = DiskCache(tmp_path, cost())
+    assert held(tmp_path) == 3 * cost()
+    smaller.shrink()
+    assert [copy_of(tmp_path, made_up(number)[0]).exists() for number in range(3)] == [False, False, True]
     assert held(tmp_path) == cost()
+
+
+def test_shrinking_keeps_what_is_in_use(tmp_path):
+    cache = DiskCache(tmp_path, 3 * cost())
+    pinned = fill(cache, 0)
+    os.close(fill(cache, 1))
+    with open_claim(cache, 2):
+        DiskCache(tmp_path, 1).shrink()
+        assert [copy_of(tmp_path, made_up(number)[0]).exists() for number in range(2)] == [True, False]
+        assert held(tmp_path) == 2 * cost()
+    os.close(pinned)
+    DiskCache(tmp_path, 1).shrink()
+    assert held(tmp_path) == 0
+
+
+def test_many_shards_are_evicted_with_few_open_files(tmp_path):
+    cache = DiskCache(tmp_path, 1 << 20)
+    for number in range(100):
+        os.close(fill(cache, number))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, before[1]))
+    try:
+        DiskCache(tmp_path, cost()).shrink()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert held(tmp_path) == cost()
+
+
+def test_a_held_folder_lock_is_waited_for_until_a_stop(tmp_path):
+    cache, stopped = DiskCache(tmp_path, 10_000), threading.Event()
+    claim = open_claim(cache, 0, stopped)
+    with open(tmp_path / "leanstream.lock", "ab") as lock, ThreadPoolExecutor(2) as threads:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waits = [
+            threads.submit(cache.claim, made_up(1)[0], (), stopped),
+            threads.submit(claim.finish, bytes(index_bytes(4))),
+        ]
+        stopped.set()
+        for wait in waits:
+            with pytest.raises(StoppedError):
+                wait.result(60)
+        with claim:
+            pass
+        assert held(tmp_path) == 0, "whoever gives up needs no lock"
 
 
 def test_half_of_what_is_free_is_the_default(tmp_path, monkeypatch):
@@ -225,6 +283,21 @@ def test_the_default_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / ".cache/leanstream"
 
 
+def test_a_person_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UserError, match=r"disk cache must have a folder.*Set HOME or XDG_CACHE_HOME, or name a cache"):
+        open_cache("https://host/set", False, None)
+    named = open_cache("https://host/set", tmp_path, None)
+    assert named is not None
+    assert named.folder == tmp_path
+    assert open_cache(tmp_path, False, None) is None
+
+
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"using .*file/cache as a cache must succeed"):
@@ -238,7 +311,7 @@ def test_a_full_disk_is_a_plain_message_and_leaves_nothing(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(UserError, match=r"filling the cache.*No space left on device.*Free some space"):
+    with pytest.raises(UserError, match=r"as a cache must succeed.*No space left on device.*Free some space"):
         fill(cache, 0)
     assert held(tmp_path) == 0
 
@@ -325,7 +398,7 @@ def test_a_limit_below_what_is_open_together_is_refused_with_the_figure(shards, 
         load(server.url, 1, cache=tmp_path / "cache", cache_bytes=0)
 
 
-def test_the_limit_that_is_asked_for_is_enough_for_any_order(tmp_path):
+def test_the_limit_that_is_asked_for_is_enough_for_any_order(shards, tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(60):
         counts = rng.integers(1, 9, rng.integers(2, 30))
@@ -333,12 +406,14 @@ def test_the_limit_that_is_asked_for_is_enough_for_any_order(tmp_path):
             counts, seed=int(rng.integers(100)), window=int(rng.integers(1, 4)), lanes=int(rng.integers(1, 5))
         )
         ahead = int(rng.integers(1, 40))
-        split = Split.of(
-            [{"name": str(n), "samples": c, "bytes": 9 * c, "sha256": ""} for n, c in enumerate(counts.tolist())]
-        )
+        rows = [
+            {"name": str(n), "samples": c, "bytes": 1024 * c, "sha256": "0" * 64} for n, c in enumerate(counts.tolist())
+        ]
+        split = Split.of(rows)
+        cache, together = DiskCache(tmp_path, 1), Shards([(shards, split)], all_cached=True)
         with pytest.raises(ConfigError) as caught:
-            check_cache_limit(DiskCache(tmp_path, 1), split, order, lanes=order.lanes, ahead=ahead)
-        needed = figure(caught.value) - 3 * max(9 * c + index_bytes(c) for c in counts.tolist())
+            check_cache_limit(cache, together, order, lanes=order.lanes, ahead=ahead)
+        needed = figure(caught.value) - 3 * max(1024 * c + index_bytes(c) for c in counts.tolist())
         for begin in range(0, 3 * order.total, 3):
             now = order.needed(begin, begin + ahead, range(order.lanes)).now
             assert sum(int(split.bytes[n]) + index_bytes(int(split.samples[n])) for n in now) <= needed
@@ -391,7 +466,7 @@ from pipeline.remote.transport import Patience
 shards = ShardSet.open(sys.argv[1])
 cache = DiskCache(Path(sys.argv[2]), int(sys.argv[3]))
 for shard in list(shards.split("train"))[: int(sys.argv[4])]:
-    os.close(fetch(shards.location, shard, cache, patience=Patience()))
+    os.close(fetch(shards, shard, cache, patience=Patience()))
 """
 
 
@@ -434,7 +509,8 @@ def test_a_killed_process_leaves_what_is_whole_and_nothing_else_counts(shards, s
     partial = folder / f"leanstream-{shards.split('train')[2].sha256}.tar.partial"
     assert partial.stat().st_size == shards.split("train")[2].bytes, "it counts in full from the start"
     server.release.set()
-    assert DiskCache(folder, limit).held_bytes() == 2 * shard_cost(shards)
+    DiskCache(folder, limit)
+    assert held(folder) == 2 * shard_cost(shards)
     assert not list(folder.glob("*.partial"))
     before = len(server.requests)
     batches = load(server.url, 24, cache=folder, cache_bytes=limit)
@@ -451,7 +527,7 @@ def test_a_process_takes_over_from_one_that_is_killed_while_it_waits(shards, ser
     assert server.stalled.wait(60)
     cache, shard = DiskCache(folder, limit), shards.split("train")[0]
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(fetch, server.url, shard, cache, patience=PATIENCE)
+        waiting = thread.submit(fetch, ShardSet.open(server.url), shard, cache, patience=PATIENCE)
         assert cache.claim(shard) is None
         assert not waiting.done()
         process.kill()
@@ -459,10 +535,6 @@ def test_a_process_takes_over_from_one_that_is_killed_while_it_waits(shards, ser
         os.close(waiting.result(60))
     assert server.requests.count("train-000000.tar") == 2
     server.release.set()
-
-
-def copy_of(folder: Path, shard: Shard) -> Path:
-    return folder / f"leanstream-{shard.sha256}.tar"
 
 
 def test_random_kills_never_leave_more_than_the_limit_nor_wrong_bytes(shards, server, tmp_path):
@@ -512,7 +584,8 @@ def test_waiting_for_room_ends_with_the_figures(shards, server, tmp_path):
     """Another loader holds the whole cache; the deadline is over at once."""
     patience = Patience(attempts=1, deadline_s=0.2, silence_s=5, first_wait_s=0.001)
     cache = DiskCache(tmp_path / "cache", 10 * shard_cost(shards))
-    pins = [fetch(server.url, shards.split("train")[n], cache, patience=PATIENCE) for n in range(10)]
+    remote = ShardSet.open(server.url)
+    pins = [fetch(remote, shard, cache, patience=PATIENCE) for shard in list(shards.split("train"))[:10]]
     with pytest.raises(
         UserError, match=r"cache_bytes must hold the shards that are open together.*are in use. Raise it"
     ):

@@ -12,10 +12,9 @@ import torch
 
 from pipeline import StreamingLoader
 from pipeline.batch import Buffer, Layout, digests
-from pipeline.counter import draw_words
+from pipeline.counter import draw_words, normal
 from pipeline.errors import ConfigError, UserError
 from pipeline.format import SUFFIX, ShardSet
-from pipeline.noise import normal
 from pipeline.order import Order
 from tests.helpers import make_attributes, make_image, make_key, make_shard_set
 
@@ -357,17 +356,18 @@ def test_noise_alone_keeps_its_memory_and_that_of_the_images(raw, derive):
         assert torch.equal(images, before), "nor is noise drawn over images that are kept"
 
 
+@pytest.mark.parametrize("margin", [0, 16])
 @pytest.mark.parametrize("size", [1, 5, 16])
-def test_images_and_noise_lie_in_one_piece_of_memory(size):
-    layout = Layout((3, size, size, 3), 10)
+def test_images_and_noise_lie_in_one_piece_of_memory(size, margin):
+    layout = Layout((3, size, size, 3), 10, margin)
     buffer = Buffer(layout, pinned=False)
     assert buffer.array.nbytes == layout.bytes
     assert buffer.images.shape == (3, size, size, 3)
     assert buffer.noise.shape == (3, 10)
     begin, images, noise = (array.ctypes.data for array in (buffer.array, buffer.images, buffer.noise))
-    assert images == begin
+    assert images == begin + margin
     assert noise % 64 == 0
-    assert begin + buffer.images.nbytes <= noise < begin + buffer.images.nbytes + 64
+    assert images + buffer.images.nbytes <= noise < images + buffer.images.nbytes + 64
     assert noise + buffer.noise.nbytes == begin + buffer.array.nbytes
 
 

@@ -1,3 +1,4 @@
+import math
 import mmap
 import os
 import subprocess
@@ -104,3 +105,49 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         for how in ("by default", "keep")
     ]
     assert faults[1] < faults[0] / 10
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, math.inf),
+        (
+            {
+                "proc/self/cgroup": "0::/user.slice/app",
+                "sys/fs/cgroup/user.slice/cpu.max": "150000 100000",
+                "sys/fs/cgroup/user.slice/app/cpu.max": "max 100000",
+            },
+            1.5,
+        ),
+        (  # Version 1; the path is the host's.
+            {
+                "proc/self/cgroup": "5:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            math.inf,
+        ),
+        ({}, math.inf),
+    ],
+)
+def test_a_containers_share_of_the_cores_is_found(tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.granted_cores(tmp_path) == cores
+
+
+def test_a_container_with_half_a_core_gets_one_thread(monkeypatch):
+    monkeypatch.setattr(machine, "granted_cores", lambda: 0.5)
+    assert machine.usable_cores() == 1
+    monkeypatch.setattr(machine, "granted_cores", lambda: math.inf)
+    assert machine.usable_cores() >= 1

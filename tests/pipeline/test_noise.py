@@ -3,9 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline import noise
-from pipeline.counter import make_key, philox
-from pipeline.noise import normal
+from pipeline import counter as noise
+from pipeline.counter import make_key, normal, philox
 
 POSITIONS = np.array([0, 1, 77, (1 << 40) + 3])
 LARGEST = (1 << 24) - 1
@@ -51,7 +50,7 @@ def test_noise_is_the_textbook_one():
     positions, count = np.arange(3000) * 987_654_321, 60
     zero = np.zeros((1, 1), np.int64)
     counter = (positions[:, None] & 0xFFFFFFFF, positions[:, None] >> 32, np.arange(count // 4)[None], zero)
-    a, b, c, d = (word >> 8 for word in philox(counter, make_key("noise", "latent", 8)))
+    a, b, c, d = (word >> 8 for word in philox(*counter, key=make_key("noise", "latent", 8)))
     expected = np.stack([*textbook(a, b), *textbook(c, d)], -1).reshape(len(positions), count)
     np.testing.assert_allclose(draw(positions, count, seed=8), expected, rtol=0, atol=1e-6)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import StreamingLoader
+from pipeline import Dataset, StreamingLoader
 from pipeline.errors import ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.order import Order
@@ -40,9 +40,9 @@ def remote(server: FaultyServer, tmp_path: Path) -> Iterator[Callable[..., OpenS
     made: list[OpenShards] = []
 
     def make(limit: int = 100) -> OpenShards:
-        opened = ShardSet.open(server.url)
+        opened = Dataset.open(server.url)
         cache = DiskCache(tmp_path / "cache", 1 << 30)
-        made.append(OpenShards(opened, opened.split("train"), limit, cache=cache, patience=PATIENCE))
+        made.append(OpenShards(opened.split("train"), limit, cache, PATIENCE))
         return made[-1]
 
     yield make
@@ -71,7 +71,7 @@ def test_shards_are_opened_several_at_a_time(shards, monkeypatch):
         create(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ShardFile, "__init__", slow)
-    files = OpenShards(shards, shards.split("train"), limit=100)
+    files = OpenShards(Dataset.open(shards).split("train"), 100, None, PATIENCE)
     assert [file.name for file in files.open([3, 1, 2, 0])] == [f"train-{number:06d}" for number in (3, 1, 2, 0)]
     files.close()
 
@@ -86,7 +86,7 @@ def test_a_shard_that_two_threads_want_is_opened_once(shards, monkeypatch):
         create(self, folder, shard, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ShardFile, "__init__", counted)
-    files = OpenShards(shards, shards.split("train"), limit=100)
+    files = OpenShards(Dataset.open(shards).split("train"), 100, None, PATIENCE)
     found: list[ShardFile] = []
     readers = [threading.Thread(target=lambda: found.extend(files.open([5]))) for _ in range(4)]
     for reader in readers:
@@ -133,7 +133,7 @@ def test_what_has_left_the_windows_is_let_go_at_once(remote, tmp_path):
     assert sorted(files._files) == [2, 3]
     sizes = [path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")]
     assert len(sizes) == 6
-    shard = files._split[8]
+    _, shard = files._shards[8]
     small = DiskCache(tmp_path / "cache", 3 * (shard.bytes + 1000))
     claim = small.claim(shard)
     assert claim is not None, "all but the two that are open may be evicted"

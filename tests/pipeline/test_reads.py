@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.shards.reads import LinuxReader, Places, PlainReader, Reader, make_reader
-from pipeline.shards.shard import reads
+from pipeline.shards import reads
+from pipeline.shards.reads import LinuxReader, Places, Reader, make_reader
 
 
 def linux_reader() -> Reader:
@@ -19,7 +19,7 @@ def linux_reader() -> Reader:
         pytest.skip(f"this system has no io_submit: {error}")
 
 
-READERS = pytest.mark.parametrize("make", [PlainReader, linux_reader])
+READERS = pytest.mark.parametrize("make", [Reader, linux_reader])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_failed_read_is_told_apart_and_the_others_succeed(content, tmp_path: P
 
 def test_a_machine_without_the_call_reads_one_by_one(content, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reads.platform, "machine", lambda: "z80")
-    assert isinstance(make_reader(), PlainReader)
+    assert isinstance(make_reader(), Reader)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="io_submit is Linux's")

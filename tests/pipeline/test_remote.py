@@ -16,13 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from pipeline.errors import EXIT_FAULT, ShardError, TransportError, UserError, report_error
+from pipeline.errors import EXIT_FAULT, ShardError, StoppedError, TransportError, UserError, report_error
+from pipeline.files import inside, is_url
 from pipeline.remote.transport import (
     Patience,
-    StoppedError,
     filesystem,
-    is_url,
-    join,
     read_bytes,
     read_chunks,
     retrying,
@@ -55,8 +53,8 @@ def test_an_address_is_told_from_a_path(path, answer):
 
 
 def test_a_name_is_joined_before_the_query():
-    assert join("https://host/faces/", "a.tar") == "https://host/faces/a.tar"
-    assert join("https://host/faces?token=1", "a.tar") == "https://host/faces/a.tar?token=1"
+    assert inside("https://host/faces/", "a.tar") == "https://host/faces/a.tar"
+    assert inside("https://host/faces?token=1", "a.tar") == "https://host/faces/a.tar?token=1"
 
 
 def test_an_unknown_protocol_names_those_that_work():
@@ -176,28 +174,34 @@ def test_progress_renews_the_attempts():
 
     assert retrying(advance, "s3://x", patience=SHORT, progress=lambda: done) == "answer"
     done = 0
-    with pytest.raises(TransportError, match="attempt 15"):
+    with pytest.raises(TransportError, match="attempt 4"):
         retrying(advance, "s3://x", patience=SHORT, progress=lambda: min(done, 12))
+    assert done == 12 + SHORT.attempts - 1
 
 
 @given(st.integers(1, 12), st.floats(0.001, 2), st.floats(0.001, 20))
 def test_waits_double_with_jitter_up_to_the_longest(failures, first, longest):
     waits: list[float] = []
+
+    class Noting(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            return False
+
     patience = Patience(attempts=13, deadline_s=1e9, first_wait_s=first, longest_wait_s=longest)
-    retrying(Flaky(*[TimeoutError()] * failures), "x", patience=patience, wait=waits.append)
+    retrying(Flaky(*[TimeoutError()] * failures), "x", patience=patience, stopped=Noting())
     assert len(waits) == failures
     for number, waited in enumerate(waits):
         whole = min(longest, first * 2**number)
         assert whole / 2 <= waited <= whole
 
 
-def test_whoever_waits_may_end_it():
-    def stop(_: float) -> None:
-        raise InterruptedError
-
-    call = Flaky(*[TimeoutError()] * 3)
-    with pytest.raises(InterruptedError):
-        retrying(call, "x", patience=SHORT, wait=stop)
+def test_a_stop_ends_the_wait_for_another_attempt():
+    call, stopped = Flaky(*[TimeoutError()] * 3), threading.Event()
+    stopped.set()
+    with pytest.raises(StoppedError):
+        retrying(call, "x", patience=Patience(first_wait_s=100), stopped=stopped)
     assert call.calls == 1
 
 
@@ -263,6 +267,27 @@ def test_any_file_system_is_read_from_any_byte(tmp_path):
         assert read_bytes(location) == CONTENT
     with pytest.raises(FileNotFoundError):
         read_bytes("memory://transport-test/none")
+
+
+def test_no_more_is_read_than_is_wanted(tmp_path):
+    (tmp_path / "file").write_bytes(CONTENT)
+    fsspec.filesystem("memory").pipe_file("/transport-test/file", CONTENT)
+    for place in (tmp_path / "file", f"{tmp_path}/file", "memory://transport-test/file"):
+        assert read_bytes(place, most=10) == CONTENT[:10]
+    with socket.create_server(("127.0.0.1", 0)) as endless:
+
+        def serve() -> None:
+            connection, _ = endless.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {1 << 50}\r\n\r\n".encode() + CONTENT[:20])
+                connection.recv(1)  # Until the other side has enough.
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert read_bytes(f"http://127.0.0.1:{endless.getsockname()[1]}/file", most=10) == CONTENT[:10]
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_reading_behind_the_end_gives_nothing(server):

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import StreamingLoader
+from pipeline import Dataset, StreamingLoader
 from pipeline.errors import ShardError, UserError
 from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split, npy_bytes
+from pipeline.remote.transport import DEFAULT_PATIENCE
 from pipeline.shards.decode import Decoder
 from pipeline.shards.open_shards import OpenShards
-from pipeline.shards.reads import PlainReader
+from pipeline.shards.reads import Reader
 from pipeline.shards.shard import ShardFile
 from pipeline.tar import ShardWriter, scan_tar
 from tests.helpers import encode, make_image, make_key, make_shard_set
@@ -48,7 +49,7 @@ def epoch(shards: ShardSet, **settings) -> list:
 def read(file: ShardFile, row: int, encoding: str = "raw") -> np.ndarray:
     """One image of 16 px."""
     out = np.empty((1, 16, 16, 3), np.uint8)
-    Decoder(encoding).fill([file], [row], out)
+    Decoder().fill([file], [row], out)
     return out[0]
 
 
@@ -112,7 +113,7 @@ def test_a_flipped_bit_in_an_image_names_shard_and_sample(copied, encoding, plac
 def test_a_flipped_bit_is_found_by_whoever_reads_it_first(copied):
     shards = copied("raw")
     flip_bit(victim(shards), int(record(shards)["image_offset"]) + 200)
-    file = ShardFile(shards.folder, shards.split("train")[2])
+    file = ShardFile(shards, shards.split("train")[2])
     read(file, 2)
     for _ in range(2):
         with pytest.raises(ShardError, match=KEY):
@@ -121,10 +122,10 @@ def test_a_flipped_bit_is_found_by_whoever_reads_it_first(copied):
 
 def test_a_raw_image_is_checked_at_its_first_read_only(copied, monkeypatch):
     shards = copied("raw")
-    file = ShardFile(shards.folder, shards.split("train")[2])
+    file = ShardFile(shards, shards.split("train")[2])
     checked: list[int] = []
     monkeypatch.setattr("pipeline.shards.decode.crc32", lambda data: checked.append(1) or zlib.crc32(data))
-    decoder, out = Decoder("raw"), np.empty((3, 16, 16, 3), np.uint8)
+    decoder, out = Decoder(), np.empty((3, 16, 16, 3), np.uint8)
     for rows in ([3, 4, 3], [3, 4, 5], [5, 3, 4]):
         decoder.fill([file] * 3, rows, out)
         np.testing.assert_array_equal(out, [make_image("train", 16 + row, 16) for row in rows])
@@ -287,7 +288,8 @@ def test_broken_images_never_end_in_another_error(tmp_path, encoding):
             broken[place] ^= 1 << int(rng.integers(8))
         folder = tmp_path / str(trial)
         folder.mkdir()
-        file = ShardFile(folder, write_shard(folder, "train-000000", {"face": bytes(broken)}, encoding))
+        shard = write_shard(folder, "train-000000", {"face": bytes(broken)}, SUFFIX[encoding])
+        file = ShardFile(ShardSet(folder, "broken", 16, 3, encoding, {}), shard)
         try:
             read(file, 0, encoding)
         except ShardError:
@@ -329,7 +331,7 @@ def test_a_disk_that_fails_is_a_plain_message(copied, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("pipeline.shards.decode.make_reader", PlainReader)
+    monkeypatch.setattr("pipeline.shards.decode.make_reader", Reader)
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(UserError, match=r"reading .*train-00000.*Input/output error"):
         epoch(shards)
@@ -338,7 +340,7 @@ def test_a_disk_that_fails_is_a_plain_message(copied, monkeypatch):
 def test_the_sample_after_the_damaged_one_is_still_read_right(copied):
     shards = copied("raw")
     flip_bit(victim(shards), int(record(shards)["image_offset"]) + 300)
-    file = ShardFile(shards.folder, shards.split("train")[2])
+    file = ShardFile(shards, shards.split("train")[2])
     with pytest.raises(ShardError):
         read(file, 3)
     np.testing.assert_array_equal(read(file, 4), make_image("train", 20, 16))
@@ -349,7 +351,7 @@ def test_the_sample_after_the_damaged_one_is_still_read_right(copied):
 
 def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
     shards = copied("raw")
-    cache = OpenShards(shards, shards.split("train"), limit=2)
+    cache = OpenShards(Dataset.open(shards).split("train"), 2, None, DEFAULT_PATIENCE)
     first = cache.open([0])[0]
     descriptor = first.descriptor
     cache.open([1, 2, 3])
@@ -363,7 +365,7 @@ def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
 
 def test_a_shard_is_opened_once_and_the_least_recently_used_goes(copied):
     shards = copied("raw")
-    cache = OpenShards(shards, shards.split("train"), limit=3)
+    cache = OpenShards(Dataset.open(shards).split("train"), 3, None, DEFAULT_PATIENCE)
     zero, one, two = cache.open([0, 1, 2])
     assert cache.open([0, 1, 0]) == [zero, one, zero]
     cache.open([3])
@@ -373,7 +375,7 @@ def test_a_shard_is_opened_once_and_the_least_recently_used_goes(copied):
 
 def test_many_threads_read_the_same_shards_through_a_small_cache(copied):
     shards = copied("raw")
-    cache = OpenShards(shards, shards.split("train"), limit=2)
+    cache = OpenShards(Dataset.open(shards).split("train"), 2, None, DEFAULT_PATIENCE)
 
     def read_some(seed: int) -> bool:
         for number in np.random.default_rng(seed).integers(0, 40, 60).tolist():

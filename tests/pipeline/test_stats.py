@@ -11,8 +11,7 @@ import pytest
 
 from pipeline import StreamingLoader, stats
 from pipeline.format import SUFFIX, ShardSet
-from pipeline.limits import Turn, bare_decode, bare_gather
-from pipeline.timed import Clock, TimedLoader
+from pipeline.stats import TimedLoader, bare_decode, bare_gather
 from tests.helpers import encode, make_image
 
 ROOT = Path(__file__).parents[2]
@@ -82,28 +81,25 @@ def test_it_is_a_module_to_run(shard_set: Make) -> None:
 
 def test_the_clock_changes_no_batch(shard_set: Make) -> None:
     shards = shard_set()
-    clock = Clock()
     with (
         TimedLoader(shards, batch_size=8, threads=2) as timed,
         StreamingLoader(shards, batch_size=8, threads=2) as plain,
     ):
-        timed.watch(clock)
         for _ in range(7):
             one, other = next(timed), next(plain)
             assert one.keys == other.keys
             assert bool((one.images == other.images).all())
-    assert set(clock.seconds) == set(stats.STAGES) | {"open", "read"}
+        assert timed.seconds.keys() == {"plan", "open", "read", "task", "next: plan", "next: hand over"}
 
 
 def test_what_the_limit_reads_are_the_members_of_the_set(shard_set: Make) -> None:
     with TimedLoader(shard_set(), batch_size=8, threads=1) as loader:
-        loader.watch(Clock())
-        members = loader.sample_bytes(1 << 20)
+        members = list(loader.sample_bytes(1 << 20))
         assert sorted(members) == sorted(encode(make_image("train", number, 16), "jpeg") for number in range(40))
-        few = loader.sample_bytes(3 * max(map(len, members)))
+        few = list(loader.sample_bytes(3 * max(map(len, members))))
         assert 3 <= len(few) < 8
         assert few == members[: len(few)]
-        assert len(loader.sample_bytes(1)) == 1
+        assert len(list(loader.sample_bytes(1))) == 1
 
 
 def test_limits_count_what_they_did() -> None:
@@ -111,7 +107,6 @@ def test_limits_count_what_they_did() -> None:
     for limit in (bare_decode(members, (16, 16, 3), 2), bare_gather(np.zeros((10, 48), np.uint8), 2)):
         turn = limit(0.02)
         assert turn.images > 0
-        assert turn.rate == turn.images / turn.seconds
-    assert Turn.sum([Turn(3, 1.0, 0.5), Turn(5, 3.0, 1.0)]) == Turn(8, 4.0, 1.5)
+        assert turn.seconds >= 0.02
     with pytest.raises(ValueError, match="JPEG"):
         bare_decode([b"\xff\xd8 no image"], (16, 16, 3), 1)(0.02)

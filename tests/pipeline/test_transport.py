@@ -1,11 +1,13 @@
 """Shard sets behind a URL: the batches are those of a clean local run, or the error says why there are none."""
 
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pipeline import StreamingLoader
 from pipeline.errors import LeanstreamError, ShardError, TransportError, UserError
 from pipeline.format import ShardSet
 from pipeline.remote.transport import Patience, read_chunks
+from pipeline.shards.dataset import Dataset
 from tests.faults import FAULTS, FaultyServer
 from tests.helpers import make_image, make_key, make_shard_set
 
@@ -131,7 +134,7 @@ def test_a_folder_is_read_through_a_cache_where_asked(shards, tmp_path):
     for path in shards.folder.glob("*.tar"):
         path.unlink()
     assert_same(load(shards, cache=tmp_path / "cache"), expected)
-    opened = ShardSet.open(shards.folder, cache=tmp_path / "cache")
+    opened = Dataset.open(shards.folder, cache=tmp_path / "cache")
     assert_same(load(opened), expected)
     with pytest.raises(ShardError, match="must exist"):
         load(shards)
@@ -311,6 +314,19 @@ def test_the_index_of_another_shard_is_named(server, shards):
         load(server.url)
 
 
+def test_an_index_that_is_too_long_is_not_read_whole(shards, tmp_path):
+    os.truncate(shards.folder / f"{VICTIM}.index", 1 << 40)  # More than any memory; on the disk it is a hole.
+    with pytest.raises(ShardError, match=rf"fetch: {shards.folder}/{VICTIM}\.index must be whole"):
+        load(shards, cache=tmp_path / "cache")
+
+
+def test_a_bucket_that_knows_no_ranges_is_named(tmp_path, shards, monkeypatch, bucket):
+    bucket.ranges = False
+    monkeypatch.setattr("pipeline.remote.transport.CHUNK_BYTES", 4096)
+    with pytest.raises(TransportError, match=r"\d+ bytes instead of 4096"):
+        load("s3://faces/tiny", patience=HASTY)
+
+
 def test_a_shard_of_another_set_is_named(server, shards, tmp_path):
     make_shard_set(tmp_path / "other", encoding="raw", seed=1)
     for suffix in ("tar", "index"):
@@ -337,15 +353,14 @@ def test_a_damaged_shard_is_named_before_a_sample_of_it_is_used(server, shards, 
 
 def test_a_slow_drive_that_fails_at_times_is_tried_again(shards, tmp_path, monkeypatch):
     failures = iter([OSError(5, "Input/output error"), OSError(107, "Transport endpoint is not connected")])
-    real = Path.read_bytes
 
-    def flaky(path: Path) -> bytes:
-        if path.name == f"{VICTIM}.index":
+    def flaky(path: Any, *mode: Any) -> Any:
+        if os.fspath(path).endswith(f"set/{VICTIM}.index"):
             for error in failures:
                 raise error
-        return real(path)
+        return open(path, *mode)
 
-    monkeypatch.setattr(Path, "read_bytes", flaky)
+    monkeypatch.setattr("pipeline.remote.transport.open", flaky, raising=False)
     assert_same(load(shards, cache=tmp_path / "cache"), load(shards))
     assert next(failures, None) is None
 

@@ -170,9 +170,7 @@ def test_a_server_that_takes_nothing_ends_the_build_and_a_rerun_goes_on(
     url, staging = f"memory://{tmp_path.name}/full/set", ("--staging", tmp_path / "staging")
     with monkeypatch.context() as patch:
         patch.setattr(MemoryFileSystem, "put_file", failing)
-        patch.setattr(
-            "pipeline.remote.transport.retrying.__kwdefaults__", {**_defaults(), "wait": lambda seconds: None}
-        )
+        patch.setattr("pipeline.remote.transport.retrying.__kwdefaults__", _defaults())
         error = refuse(photos, url, *SMALL, *staging, code=1)
     assert "no space in the bucket" in error
     assert "shardset.json" not in content(url)
@@ -184,7 +182,7 @@ def _defaults() -> dict[str, Any]:
     from pipeline.remote.transport import retrying
 
     assert retrying.__kwdefaults__ is not None
-    return {**retrying.__kwdefaults__, "patience": Patience(attempts=2)}
+    return {**retrying.__kwdefaults__, "patience": Patience(attempts=2, first_wait_s=0.001)}
 
 
 def test_a_place_that_cannot_be_written_is_refused(photos: Path, refuse: Refuse) -> None:

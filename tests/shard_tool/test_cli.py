@@ -44,6 +44,16 @@ def test_an_unknown_option_is_the_users_error() -> None:
     assert "Traceback" not in shown.stderr
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    monkeypatch.chdir(tmp_path)
+    assert main(["make-shards", f"~/{photos.name}", "--size=16", "--out=~/faces", "--quiet"]) == 0
+    assert (photos.parent / "faces" / "shardset.json").exists()
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [

@@ -25,10 +25,10 @@ SMALL = ("--size", 16)
 def inspect(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """A function that inspects a set: the text, or with `--json` its content."""
 
-    def run(folder: Path, *options: str, code: int = 0) -> Any:
-        assert main(["inspect", str(folder), *options]) == code
+    def run(*words: Path | str, code: int = 0) -> Any:
+        assert main(["inspect", *map(str, words)]) == code
         printed = capsys.readouterr().out
-        return json.loads(printed) if "--json" in options else printed
+        return json.loads(printed) if "--json" in words else printed
 
     return run
 
@@ -186,3 +186,76 @@ def test_a_build_that_was_stopped_says_how_far_it_is_and_how_to_go_on(
     assert hashes(out) == hashes(tmp_path / "whole" / "set")
     capsys.readouterr()
     assert inspect(out, "--json")["complete"] is True
+
+
+def test_several_sets_are_shown_one_by_one_and_then_as_one(tmp_path: Path, inspect: Callable[..., Any]) -> None:
+    make_shard_set(tmp_path / "a", name="first")
+    make_shard_set(tmp_path / "b c", samples={"train": 10, "test": 3}, seed=1, name="second")
+    sets = (tmp_path / "a", f"{tmp_path / 'b c'}*3")
+    content = inspect(*sets, "--json")
+    assert content["sets"] == [inspect(tmp_path / "a", "--json"), inspect(tmp_path / "b c", "--json")]
+    together = content["together"]
+    counts = {name: (split["samples"], split["shards"]) for name, split in together["splits"].items()}
+    assert counts == {"train": (40 + 3 * 10, 5 + 3 * 2), "val": (12, 2), "test": (3, 1)}
+    assert (together["samples"], together["attributes"], together["same_labels"]) == (85, ["Smiling"], True)
+    shown = inspect(*sets)
+    places = [shown.index(text) for text in ("first: 52 images", "second: 13 images", "read as one: 85 images")]
+    assert places == sorted(places)
+    assert "labels: 1 attribute names, the same in all sets" in shown
+    [command] = together["open_with"]["training"]
+    assert shlex.split(command)[-3:] == ["--data.shards", *map(str, sets)]
+    assert command in shown
+    names: dict[str, Any] = {}
+    exec("\n".join(together["open_with"]["leanstream"]), names)
+    assert names["first"].images.shape == (64, 3, 16, 16)
+    assert names["batches"].samples == 70
+    assert names["batches"].shards.fingerprint == together["fingerprint"]
+
+
+def test_labels_that_differ_are_said_to(tmp_path: Path, inspect: Callable[..., Any]) -> None:
+    make_shard_set(tmp_path / "a")
+    make_shard_set(tmp_path / "b", attributes=(), classes=("cat", "dog"), seed=1)
+    assert "labels: not the same in all sets: read together, they have none" in inspect(tmp_path / "a", tmp_path / "b")
+    make_shard_set(tmp_path / "c", attributes=(), seed=2)
+    make_shard_set(tmp_path / "d", attributes=(), seed=3)
+    assert "labels: none\n" in inspect(tmp_path / "c", tmp_path / "d")
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_sets_that_do_not_go_together_are_shown_before_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
+) -> None:
+    make_shard_set(tmp_path / "a", name="first")
+    make_shard_set(tmp_path / "b", size=24, name="second")
+    assert main(["inspect", str(tmp_path / "a"), str(tmp_path / "b"), *option]) == 2
+    shown = capsys.readouterr()
+    assert "first" in shown.out
+    assert "second" in shown.out
+    [line] = shown.err.splitlines()
+    assert line.startswith("error: sets that are read together must have images of one size; got 16 px in ")
+
+
+def test_one_of_several_that_is_not_finished_decides_the_exit_code(
+    photos: Path, tmp_path: Path, make: Make, inspect: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shard_set(tmp_path / "whole")
+    make(photos, tmp_path / "begun", *SMALL)
+    state = tmp_path / "begun" / ".build"
+    state.mkdir()
+    request = {"source": {"photos": 60, "source_name": "raw"}, "settings": {}, "versions": {}}
+    (state / "plan.json").write_text(json.dumps(request))
+    (tmp_path / "begun" / "shardset.json").unlink()
+    capsys.readouterr()
+    content = inspect(tmp_path / "whole", tmp_path / "begun", "--json", code=1)
+    assert [one["complete"] for one in content["sets"]] == [True, False]
+    assert (content["complete"], content["together"]) == (False, None)
+    shown = inspect(tmp_path / "whole", tmp_path / "begun", code=1)
+    assert "begun is not finished" in shown
+    assert "read as one" not in shown
+    assert main(["inspect", str(tmp_path / "whole"), str(tmp_path / "nothing")]) == 2
+    assert "must be a finished shard set; got no such folder" in capsys.readouterr().err
+
+
+def test_inspect_of_nothing_asks_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect"]) == 2
+    assert "got none. Name a folder." in capsys.readouterr().err

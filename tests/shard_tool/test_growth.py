@@ -63,7 +63,7 @@ def test_new_photos_become_a_part_of_their_own(
         assert [shard.name for shard in opened.splits[split]][: len(content)] == [shard.name for shard in content]
         numbers = [int(shard.name.rpartition("-")[2]) for shard in opened.splits[split]]
         assert numbers == sorted(set(numbers))
-    assert describe(tmp_path / "set")["samples"] == 90
+    assert describe(ShardSet.open(tmp_path / "set"))["samples"] == 90
     assert not (tmp_path / "set" / ".build").exists()
 
 

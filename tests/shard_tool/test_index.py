@@ -234,7 +234,7 @@ def test_shares_of_attributes_are_counted(tmp_path: Path, index: Run) -> None:
     write(tmp_path / "train-0.tar", samples(range(6), **meta))
     write(tmp_path / "val-0.tar", samples(range(6, 8), **meta))
     index(tmp_path)
-    assert describe(tmp_path)["attributes"] == {"a": 0.5, "b": 0.25}
+    assert describe(ShardSet.open(tmp_path))["attributes"] == {"a": 0.5, "b": 0.25}
 
 
 # Splits
@@ -485,7 +485,7 @@ def test_the_printed_lines_open_the_set(tmp_path: Path, index: Run, capsys: pyte
     index(tmp_path)
     assert main(["inspect", str(tmp_path)]) == 0
     assert "indexed" in capsys.readouterr().out
-    lines = describe(tmp_path)["open_with"]["webdataset"]
+    lines = describe(ShardSet.open(tmp_path))["open_with"]["webdataset"]
     scope: dict[str, Any] = {}
     exec("\n".join(lines), scope)  # As a person pastes them.
     assert len(list(scope["samples"])) == 10

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import pipeline.loader
 import train.run
+from pipeline import Dataset
 from pipeline.batch import digests
 from pipeline.format import ShardSet
 from pipeline.order import Order
@@ -150,7 +151,7 @@ def test_a_fault_in_an_unfinished_epoch_is_named_too(faces: ShardSet, fault: str
     shards, rows = order.locate(np.arange(40, 56))
     seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
     sums = {0: sum_of(faces, list(zip(*map(np.ndarray.tolist, order.locate(np.arange(40))), strict=True)))}
-    line = list(audit(progress_of(faces, 56, {**sums, 1: sum_of(faces, FAULTS[fault](seen))}), faces))[1]
+    line = list(audit(progress_of(faces, 56, {**sums, 1: sum_of(faces, FAULTS[fault](seen))}), Dataset.open(faces)))[1]
     assert line.fault == {"duplicate": (None, seen[3]), "loss": (seen[3], None), "swap": (seen[0], seen[7])}[fault]
 
 
@@ -158,24 +159,20 @@ def test_a_sample_before_its_turn_is_named(faces: ShardSet) -> None:
     """Not one of those that were due: it comes later in the epoch."""
     shards, rows = Order(faces.split("train").samples).locate(np.arange(40))
     seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
-    line = next(audit(progress_of(faces, 16, {0: sum_of(faces, [*seen[:15], seen[30]])}), faces))
+    line = next(audit(progress_of(faces, 16, {0: sum_of(faces, [*seen[:15], seen[30]])}), Dataset.open(faces)))
     assert line.fault == (seen[15], seen[30])
 
 
 def test_two_losses_are_wrong_and_nobody_is_blamed(faces: ShardSet) -> None:
     shards, rows = Order(faces.split("train").samples).locate(np.arange(40))
     seen = list(zip(shards.tolist(), rows.tolist(), strict=True))
-    line = next(audit(progress_of(faces, 40, {0: sum_of(faces, seen[2:])}), faces))
+    line = next(audit(progress_of(faces, 40, {0: sum_of(faces, seen[2:])}), Dataset.open(faces)))
     assert (line.ok, line.fault) == (False, None)
 
 
 def sum_of(faces: ShardSet, seen: list[tuple[int, int]]) -> int:
     split = faces.split("train")
-    crc32 = [
-        load_index(faces.folder / f"{name}.index", faces.folder / f"{name}.tar", shard).records["image_crc32"]
-        for shard in split
-        for name in [shard.name]
-    ]
+    crc32 = [load_index(faces.folder / f"{shard.name}.tar", shard).records["image_crc32"] for shard in split]
     shards, rows = (np.array(column, np.int64) for column in zip(*seen, strict=True))
     sums = digests(shards, rows, np.array([int(crc32[shard][row]) for shard, row in seen], np.int64))
     return int(sums.sum(dtype=np.uint64))
@@ -205,14 +202,14 @@ def test_a_loader_that_hands_over_another_sample_is_found_out(
     state = tiny_state(config)
     list(updates(state, config, faces, 6))
     monkeypatch.undo()
-    assert [line.ok for line in audit(progress_of(faces, 96, state.audit), faces)] == [True, False, True]
+    assert [line.ok for line in audit(progress_of(faces, 96, state.audit), Dataset.open(faces))] == [True, False, True]
 
 
 def test_a_sum_for_an_epoch_that_never_began_is_wrong(faces: ShardSet) -> None:
     config = tiny_config()
     state = tiny_state(config)
     list(updates(state, config, faces, 3))
-    found = list(audit(progress_of(faces, 48, {**state.audit, 5: 7}), faces))
+    found = list(audit(progress_of(faces, 48, {**state.audit, 5: 7}), Dataset.open(faces)))
     assert [(line.epoch, line.ok) for line in found] == [(0, True), (1, True), (5, False)]
     assert found[-1] == EpochAudit(5, 0, 0, 7)
 
@@ -234,10 +231,10 @@ def test_any_order_up_to_any_position_sums_to_what_its_samples_sum_to(
     for epoch in range(-(-position // order.total)):
         shards, rows = order.locate(positions[positions // order.total == epoch])
         sums[epoch] = sum_of(many, list(zip(shards.tolist(), rows.tolist(), strict=True)))
-    progress = Progress(position, many.fingerprint, "", seed, window, lanes, sums, many.folder)
-    assert all(line.ok for line in audit(progress, many))
-    assert sum(line.images for line in audit(progress, many)) == position
+    progress = Progress(position, many.fingerprint, (), seed, window, lanes, sums, many.folder)
+    assert all(line.ok for line in audit(progress, Dataset.open(many)))
+    assert sum(line.images for line in audit(progress, Dataset.open(many))) == position
 
 
 def progress_of(shards: ShardSet, position: int, sums: dict[int, int]) -> Progress:
-    return Progress(position, shards.fingerprint, "", 0, None, None, sums, shards.folder)
+    return Progress(position, shards.fingerprint, (), 0, None, None, sums, shards.folder)

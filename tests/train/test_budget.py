@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import Dataset
 from pipeline.errors import ConfigError
 from pipeline.format import ShardSet
 from tests.train.tiny import FakeAccelerator, state_sha256, tiny_config, tiny_state, updates
@@ -213,12 +214,12 @@ def test_the_large_model_trains_batches_of_256_within_two_gib(dtype: torch.dtype
 
 
 def test_a_budget_of_disk_leaves_the_cache_what_the_checkpoints_do_not_take(faces: ShardSet, tmp_path: Path) -> None:
-    cached = replace(faces, cache=tmp_path / "cache")
+    near, cached = Dataset.open(faces), Dataset.open(faces, cache=tmp_path / "cache")
     own = 3 * (100 + 100 + 200) + 2 * 100
     config = tiny_config(budget={"disk": str(own + 5000)}, checkpoint={"keep": 2})
     assert within_disk(cached, config, NEED).cache_bytes == 5000
     assert within_disk(replace(cached, cache_bytes=300), config, NEED).cache_bytes == 300
-    assert within_disk(faces, config, NEED) == faces
+    assert within_disk(near, config, NEED) == near
     assert within_disk(cached, tiny_config(), NEED) == cached
     with pytest.raises(ConfigError, match=r"budget.disk must hold 3 checkpoints and the model, about 1.4 KiB; got"):
-        within_disk(faces, tiny_config(budget={"disk": str(own)}), NEED)
+        within_disk(near, tiny_config(budget={"disk": str(own)}), NEED)

@@ -43,6 +43,8 @@ def test_every_shipped_config_loads(path: Path) -> None:
         ('[optim]\nlearning_rate = "1e-3"', "must be of type float"),
         ('[model]\nkind = "kears"', "must be one of 'conv', 'residual', 'keras'; got 'kears'"),
         ("[model]\nwidths = 8", "must be a list of numbers; got 8"),
+        ("[data]\nshards = 3", "data.shards in a.toml must be a list of words; got 3"),
+        ('[data]\non_error = "ignore"', "must be one of 'raise', 'skip'; got 'ignore'"),
         ("[model]\nwidths = [8, 8, 8, 0.5]", "model.widths in a.toml must be of type int; got 0.5"),
         ("[optim]\nbetas = [0.9]", "must be a list of 2 numbers"),
         ("[model]\nwidths = [8]", "model.widths must be 2 to 7 counts"),
@@ -78,6 +80,21 @@ def test_whole_numbers_pass_as_floats_and_lists_as_tuples() -> None:
     assert type(config.optim.learning_rate) is float
     assert config.optim.betas == (0.0, 0.5)
     assert config.model.widths == (1, 2, 3, 4)
+
+
+def test_a_word_stands_for_a_list_of_one() -> None:
+    """As a run's data.shards was saved before there could be several."""
+    assert decode('[data]\nshards = "a/b"').data.shards == ("a/b",)
+    assert decode('[data]\nshards = ["a/b", "s3://c*2"]').data.shards == ("a/b", "s3://c*2")
+
+
+def test_every_word_that_begins_with_a_tilde_is_a_path_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    config = decode('[run]\ndir = "~/r"\nname = "a~/b"\n[data]\nshards = ["~", "~y", "~/z*2"]\ncache = "~/c"')
+    assert (config.run.dir, config.run.name, config.data.cache) == ("/home/x/r", "a~/b", "/home/x/c")
+    assert config.data.shards == ("/home/x", "~y", "/home/x/z*2")
+    _, config = parse_command_line(["--data.shards", "~/a", "~/b", "--checkpoint.mirror=~/m"])
+    assert (config.data.shards, config.checkpoint.mirror) == (("/home/x/a", "/home/x/b"), "/home/x/m")
 
 
 def test_a_config_comes_back_from_toml_as_it_was() -> None:
@@ -119,7 +136,7 @@ def test_dotted_overrides_win_over_the_file(tmp_path: Path) -> None:
     arguments = "--train.batch-size 32 --model.widths 8 8 8 16 --data.shards a/b --optim.betas 0.5 0.6 --run.fresh"
     name, config = parse_command_line([str(path), *arguments.split()])
     assert name == "mine"
-    assert (config.train.batch_size, config.train.epochs, config.data.shards) == (32, 3.0, "a/b")
+    assert (config.train.batch_size, config.train.epochs, config.data.shards) == (32, 3.0, ("a/b",))
     assert (config.model.widths, config.model.latent, config.run.fresh) == ((8, 8, 8, 16), 5, True)
     assert config.optim.betas == (0.5, 0.6)
 
@@ -196,7 +213,7 @@ def test_the_set_is_opened_as_the_data_section_says(
     tmp_path: Path, toml: str, expected: tuple[Path | bool, int | None]
 ) -> None:
     make_shard_set(tmp_path, encoding="raw")
-    opened = decode(f"[data]\n{toml}").data.open(tmp_path)
+    opened = decode(f"[data]\n{toml}").data.open([str(tmp_path)])
     assert (opened.cache, opened.cache_bytes) == expected
     config = decode(f"[data]\n{toml}")
     assert decode(config.to_toml()) == config

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import UserError
+from pipeline import Dataset
+from pipeline.counter import normal
+from pipeline.errors import ShardError, UserError
 from pipeline.format import ShardSet
 from pipeline.loader import StreamingLoader
-from pipeline.noise import normal
+from pipeline.order import Order
+from pipeline.shards.shard import load_index
 from tests.helpers import make_image
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.evaluate import Gaussian, aggregate_posterior, mean_image_psnr, score, stream_images
@@ -23,7 +26,7 @@ def model() -> FaceVAE:
     return tiny_model(tiny_config())
 
 
-def all_images(shards: ShardSet, split: str) -> torch.Tensor:
+def all_images(shards: Dataset, split: str) -> torch.Tensor:
     """Every image of a split in the order of its evaluation, float in [0, 1], by batches of one."""
     with StreamingLoader(shards, split=split, batch_size=1, window=1, lanes=1) as loader:
         return torch.cat([next(loader).images.clone() for _ in range(loader.samples)]).float() / 255
@@ -33,7 +36,7 @@ def all_images(shards: ShardSet, split: str) -> torch.Tensor:
 def test_a_stream_gives_each_image_once_up_to_its_limit(
     shard_set: Callable[..., ShardSet], limit: int | None, count: int
 ) -> None:
-    shards = shard_set(samples={"val": 70}, encoding="png")
+    shards = Dataset.open(shard_set(samples={"val": 70}, encoding="png"))
     images = torch.cat(list(stream_images(shards, "val", limit, CPU)))
     assert len(images) == count
     known = {make_image("val", number, 16).tobytes() for number in range(70)}
@@ -42,9 +45,28 @@ def test_a_stream_gives_each_image_once_up_to_its_limit(
     assert found <= known
 
 
+@pytest.mark.parametrize("limit", [None, 2, 1])
+def test_a_stream_leaves_out_damaged_images_if_it_is_told_to(
+    shard_set: Callable[..., ShardSet], limit: int | None
+) -> None:
+    made = shard_set(samples={"val": 9}, shard_samples=9, encoding="png")
+    shards = Dataset.open(made)
+    whole = torch.cat(list(stream_images(shards, "val", limit, CPU, 4)))
+    row = int(Order(made.split("val").samples, window=1, lanes=1).locate(np.array([1]))[1][0])
+    tar = made.folder / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    index = load_index(tar, made.split("val")[0])
+    data[int(index.records["image_offset"][row])] ^= 1
+    tar.write_bytes(data)
+    left = torch.cat(list(stream_images(Dataset.open(shards, on_error="skip"), "val", limit, CPU, 4)))
+    assert left.equal(torch.cat([whole[:1], whole[2:]]))
+    with pytest.raises(ShardError, match="another crc32"):
+        list(stream_images(shards, "val", limit or 9, CPU, 4))
+
+
 @torch.inference_mode()
 def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable[..., ShardSet]) -> None:
-    shards = shard_set(samples={"val": 70}, size=32)
+    shards = Dataset.open(shard_set(samples={"val": 70}, size=32))
     found = score(model, shards, "val", CPU, Likelihood("gaussian", 0.02))
     images = all_images(shards, "val")
     mean, logvar = model.eval().encode(images)
@@ -66,8 +88,8 @@ def test_a_score_is_the_mean_over_all_images(model: FaceVAE, shard_set: Callable
 
 @torch.inference_mode()
 def test_the_aggregate_posterior_is_the_mixtures_mean_and_covariance(model: FaceVAE, faces: ShardSet) -> None:
-    found = aggregate_posterior(model, faces, "train", 1000, CPU)
-    mean, logvar = model.eval().encode(all_images(faces, "train"))
+    found = aggregate_posterior(model, Dataset.open(faces), "train", 1000, CPU)
+    mean, logvar = model.eval().encode(all_images(Dataset.open(faces), "train"))
     expected = torch.cov(mean.double().T, correction=0) + torch.diag(logvar.double().exp().mean(0))
     torch.testing.assert_close(found.mean, mean.double().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.covariance, expected, rtol=1e-5, atol=1e-6)
@@ -84,15 +106,15 @@ def test_samples_have_the_gaussians_moments() -> None:
 
 
 def test_the_floor_is_the_psnr_of_the_mean_training_picture(faces: ShardSet) -> None:
-    average = all_images(faces, "train").mean(0)
-    squares = (all_images(faces, "val") - average).square().flatten(1).mean(1)
-    assert mean_image_psnr(faces, "val") == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
-    assert math.isfinite(mean_image_psnr(faces, "train"))
+    average = all_images(Dataset.open(faces), "train").mean(0)
+    squares = (all_images(Dataset.open(faces), "val") - average).square().flatten(1).mean(1)
+    assert mean_image_psnr(Dataset.open(faces), "val") == pytest.approx(float((-10 * squares.log10()).mean()), rel=1e-5)
+    assert math.isfinite(mean_image_psnr(Dataset.open(faces), "train"))
 
 
 def test_a_split_that_is_not_there_is_an_error(model: FaceVAE, faces: ShardSet) -> None:
     with pytest.raises(UserError, match=r"one of the set's \(train, val\); got 'test'"):
-        score(model, faces, "test", CPU, Likelihood("gaussian", 0.02))
+        score(model, Dataset.open(faces), "test", CPU, Likelihood("gaussian", 0.02))
 
 
 class Hungry(FaceVAE):
@@ -112,7 +134,7 @@ class Hungry(FaceVAE):
 def test_with_little_memory_left_the_same_is_found_by_smaller_batches(
     model: FaceVAE, shard_set: Callable[..., ShardSet]
 ) -> None:
-    shards = shard_set(samples={"val": 20}, size=32)
+    shards = Dataset.open(shard_set(samples={"val": 20}, size=32))
     hungry = tiny_model(tiny_config(), kind=Hungry)
     likelihood = Likelihood("gaussian", 0.02)
     found, expected = (score(each, shards, "val", CPU, likelihood) for each in (hungry, model))

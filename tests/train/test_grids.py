@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import Dataset
 from pipeline.format import ShardSet
 from tests.train.tiny import CPU, tiny_config, tiny_model
 from train.evaluate import Gaussian
@@ -24,7 +25,9 @@ def test_floats_are_rounded_and_clamped() -> None:
 @pytest.mark.parametrize("count", [1, 5, 12, 50])
 def test_each_original_is_above_its_reconstruction(faces: ShardSet, count: int) -> None:
     model = tiny_model(tiny_config())
-    [(caption, picture)], originals, answers = reconstruction_blocks(model, faces, "val", CPU, columns=5, count=count)
+    [(caption, picture)], originals, answers = reconstruction_blocks(
+        model, Dataset.open(faces), "val", CPU, columns=5, count=count
+    )
     shown = min(count, 12)
     assert "val" in caption
     assert len(originals) == len(answers) == shown
@@ -54,7 +57,7 @@ def test_a_training_grid_is_the_same_every_time_and_leaves_the_weights_alone(fac
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     def paint() -> Image.Image:
-        return training_grid(model, faces, "val", Gaussian.standard(4), CPU, 0)
+        return training_grid(model, Dataset.open(faces), "val", Gaussian.standard(4), CPU, 0)
 
     assert np.array_equal(np.asarray(paint()), np.asarray(paint()))
     assert paint().width == 16 * 34 - 2 + 2 * 8

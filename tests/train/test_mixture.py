@@ -60,7 +60,7 @@ def test_the_density_is_that_of_the_textbook(mixture: Mixture) -> None:
 
 def test_one_component_draws_as_the_gaussian_does() -> None:
     gaussian = Gaussian(torch.arange(3.0, dtype=torch.float64), covariance(3))
-    from pipeline.noise import normal
+    from pipeline.counter import normal
 
     noise = torch.from_numpy(normal(np.arange(20), 3, seed=4, stream="new faces"))
     torch.testing.assert_close(Mixture.single(gaussian).draw(torch.arange(20), seed=4), gaussian.sample(noise))

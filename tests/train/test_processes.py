@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import train.run
+from pipeline import Dataset
 from pipeline.errors import ConfigError
 from pipeline.format import ShardSet
 from tests.helpers import make_shard_set
@@ -87,7 +88,7 @@ def test_a_run_of_one_process_goes_on_with_four_with_two_and_back(
 
 def test_a_batch_that_the_processes_cannot_share_is_an_error(faces: ShardSet) -> None:
     with pytest.raises(ConfigError, match="must be a multiple of 3 processes; got 16"):
-        resolve(tiny_config(), faces, 3)
+        resolve(tiny_config(), Dataset.open(faces), 3)
 
 
 def test_a_finished_run_ends_on_machines_that_share_no_disk(tiny_toml: Path, tmp_path: Path, faces: ShardSet) -> None:

@@ -43,7 +43,7 @@ def test_a_run_on_a_url_ends_with_the_weights_of_a_run_on_the_folder(
     assert weights(Path(near)) == weights(Path(far)) == weights(Path(through))
 
     assert audit([far]) == 0
-    assert load_config(Path(far) / "config.toml").data.shards == server.url
+    assert load_config(Path(far) / "config.toml").data.shards == (server.url,)
     assert explore(["reconstruct", "--run", far, "--count", "3"]) == 0
     assert explore(["reconstruct", "--model", f"{near}/final", "--shards", server.url, "--count", "3"]) == 0
 

@@ -216,7 +216,8 @@ def test_other_data_than_the_checkpoints_is_refused(
     other = shard_set(samples={"train": 40, "val": 12}, size=32, seed=1)
     assert copy("--data.shards", str(other.folder)) == 2
     line = error_line(capsys)
-    assert f"the shard set {other.folder} holds other data than {copy.arguments[2]} did" in line
+    assert f"got other data in {other.folder} than {copy.arguments[2]} had" in line
+    assert f"--train.init-from {copy.path} --run.name NEW" in line
 
 
 def test_the_same_data_elsewhere_is_the_same_run(copy: Run, finished: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,16 +11,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train.update
-from pipeline import Batch
+from pipeline import Batch, StreamingLoader
 from pipeline.errors import LeanstreamError
 from pipeline.format import ShardSet
-from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
+from tests.train.tiny import (
+    TOTAL_IMAGES,
+    FakeAccelerator,
+    generation_of,
+    state_sha256,
+    tiny_config,
+    tiny_state,
+    updates,
+)
 from train.checkpoint import weights_sha256
 from train.config import Config
 from train.device import Recorder
 from train.models import FaceVAE, Output
 from train.state import TrainState
-from train.update import MAX_REPLAYS
+from train.update import MAX_REPLAYS, Update, apply_update
 
 FP16 = FakeAccelerator(mixed_precision="fp16")
 KERAS = {"kind": "keras"}
@@ -220,6 +229,67 @@ def test_an_exchange_needs_no_memory(faces: ShardSet, alone_among_two: None, mon
     assert len(measured) == 2
     with pytest.raises(torch.OutOfMemoryError), NoMemory(left):
         torch.cat([parameter.flatten() for parameter in state.model.parameters()])
+
+
+def apply(state: TrainState, config: Config, batch: Batch | None, **options: Any) -> Update:
+    """One update of a batch that is given."""
+    facts: dict[str, Any] = {"total_images": TOTAL_IMAGES, "epoch_samples": 40}
+    return apply_update(state, batch, config, options.pop("accelerator", FakeAccelerator()), **facts, **options)
+
+
+def first_batch(config: Config, shards: ShardSet) -> Batch:
+    with StreamingLoader(shards, batch_size=config.train.batch_size, noise=4, threads=1) as loader:
+        return next(loader)
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_where_a_process_has_no_batch_nothing_changes_in_any(
+    faces: ShardSet, monkeypatch: pytest.MonkeyPatch, mine: bool
+) -> None:
+    """Seen from the process that has one, and from the one that has none."""
+    config = tiny_config(model=KERAS)
+    state = tiny_state(config)
+    state.lay_out_gradients()
+    before = state_sha256(state)
+
+    def add_the_others(tensor: Tensor) -> None:
+        if tensor.dtype == torch.float64:
+            tensor[-16 + 2] += 1  # Its request 4.
+            tensor[-1] += mine
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_the_others)
+    batch = first_batch(config, faces) if mine else None
+    update = apply(state, config, batch, accelerator=TWO, requests=1)
+    assert not update.applied
+    assert update.requests & 7 == 5
+    assert (state.position, state.updates, state.audit) == (0, 0, {})
+    assert state_sha256(state) == before
+    assert state.gradients is not None
+    assert not state.gradients.any()
+
+
+def test_one_process_without_a_batch_changes_nothing(faces: ShardSet) -> None:
+    config = tiny_config()
+    state, before = tiny_state(config), state_sha256(tiny_state(config))
+    update = apply(state, config, None, requests=2)
+    assert (update.applied, update.requests & 7, state.position) == (False, 2, 0)
+    assert state_sha256(state) == before
+
+
+@pytest.mark.parametrize("recorder", [None, 6])
+def test_a_batch_without_some_samples_counts_for_all_and_trains_what_is_there(
+    faces: ShardSet, recorder: int | None
+) -> None:
+    config = tiny_config()
+    whole = first_batch(config, faces)
+    short = whole.without(np.array([0, 5, 15]), ())
+    state, usual = tiny_state(config, recorder), tiny_state(config)
+    state.lay_out_gradients()
+    found = apply(state, config, short, recorder=None if recorder is None else Recorder(Standing))
+    expected = apply(usual, config, whole)
+    assert (found.applied, state.position, state.updates) == (True, 16, 1)
+    assert state.audit == {0: int(short.digests.sum(dtype=np.uint64))}
+    assert 0.7 * expected.grey_mse < found.grey_mse < expected.grey_mse
 
 
 def test_a_step_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
 from explore.measures import distances
 from explore.measures.distances import distance, laplacian_pyramid, project, sliced_wasserstein
+from pipeline.counter import normal
 from pipeline.errors import UserError
-from pipeline.noise import normal
 
 
 def noise_images(count: int, size: int = 32, seed: int = 0) -> Tensor:

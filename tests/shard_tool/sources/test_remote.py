@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import TransportError, UserError
-from pipeline.remote.transport import transport as remote
+from pipeline.remote import transport as remote
 from shard_tool.sources.opening import open_sources
 from shard_tool.sources.protocol import Access
 from tests.shard_tool.sources.packs import contents, files_of, tar_of, zip_of
