@@ -8,12 +8,13 @@ Threads and not processes: libjpeg-turbo decodes without the interpreter lock, n
 and memory does not grow with copies of the interpreter. What is ahead is bounded by `prefetch` batches.
 """
 
+import contextlib
 import operator
 import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self
@@ -309,9 +310,12 @@ class StreamingLoader:
 
     def _wait(self, tasks: Sequence[Future[Any]]) -> None:
         """Until all are done; in slices, so that a request to stop is heard."""
-        while wait(tasks, None if self._stop is None else _LOOK_S).not_done:
-            if self._stop is not None and self._stop():
-                raise StoppedError(f"asked to stop, while waiting for the samples from position {self.position} on")
+        for task in tasks:
+            while not task.done():
+                with contextlib.suppress(TimeoutError, CancelledError):
+                    task.exception(_LOOK_S)
+                if not task.done() and self._stop is not None and self._stop():
+                    raise StoppedError(f"asked to stop, while waiting for the samples from position {self.position} on")
 
     def _next_plan(self) -> _Plan:
         """The plan of the next batch; while a block of them is used up, a decode thread makes the next."""

@@ -45,19 +45,19 @@ class Decoder:
         Raises `ShardError` where the bytes of a sample are not what was written, are no image, or one of another size,
         and `UserError` where the system cannot read them.
         """
-        encoded: list[int] = []
-        new: list[int] = []
-        known: list[int] = []
-        for slot, (file, row) in enumerate(zip(files, rows, strict=True)):
-            (encoded if not file.raw else known if file.checked[row] else new).append(slot)
+        # What was checked once is a raw row: of all others most are encoded images.
+        new = [slot for slot, (file, row) in enumerate(zip(files, rows, strict=True)) if not file.checked[row]]
+        encoded = [slot for slot in new if not files[slot].raw]
         if encoded:
             targets = out if len(encoded) == len(out) else [out[slot] for slot in encoded]
             self._fill_encoded(*_picked(files, rows, encoded), targets)
+            new = [slot for slot in new if files[slot].raw]
         for begin in range(0, len(new), _CHECKED_AT_ONCE):
             slots = new[begin : begin + _CHECKED_AT_ONCE]
             self._fill_and_check(*_picked(files, rows, slots), out, slots)
-        if known:
-            self._fill_pixels(*_picked(files, rows, known), out, np.array(known))
+        known = np.setdiff1d(np.arange(len(rows)), encoded + new) if encoded or new else np.arange(len(rows))
+        if len(known):
+            self._fill_pixels(*_picked(files, rows, known.tolist()), out, known)
 
     def _fill_encoded(
         self, files: Sequence[ShardFile], rows: Sequence[int], out: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
