@@ -39,6 +39,8 @@ SPLITS = ("train", "val", "test")
 SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp", "raw": "npy"}
 """File name extension of a member, by encoding."""
 MAX_KEY_BYTES = 80
+_MOST_JSON = 1 << 30
+"""Bytes of a description that are read from a server."""
 _MOST_PIXELS = 1 << 13
 """Of an image's side. This and the next limits are far beyond what is made: they refuse what would fill the memory."""
 _MOST_SAMPLES, _MOST_BYTES = 1 << 26, 1 << 44
@@ -250,7 +252,9 @@ class ShardSet:
         place = place_of(location)
         path = inside(place, SHARDSET_FILE)
         try:
-            data = json.loads(path.read_bytes() if isinstance(path, Path) else read_bytes(path, patience=patience))
+            data = json.loads(
+                path.read_bytes() if isinstance(path, Path) else read_bytes(path, most=_MOST_JSON, patience=patience)
+            )
             if not isinstance(data, dict):
                 raise ValueError("something else than an object")
         except (FileNotFoundError, NotADirectoryError):
@@ -337,7 +341,7 @@ class ShardSet:
 
     def split(self, name: str) -> Split:
         """The shards of one split; `UserError` where the set has no such split, or an empty one."""
-        if name not in self.splits or not len(self.splits[name]):
+        if not isinstance(name, str) or not len(self.splits.get(name, ())):
             have = ", ".join(split for split, content in self.splits.items() if len(content)) or "none"
             raise UserError(f"split must be one of the set's ({have}); got '{name}' for {self.location}. Name another.")
         return self.splits[name]

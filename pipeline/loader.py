@@ -48,6 +48,8 @@ _MOST_AHEAD = 8
 _MARGIN = 16
 """Bytes before images that are decoded: to memory aligned to 32 bytes libjpeg-turbo writes past the caches, which takes
 it 12% longer. Raw ones are copied 8% faster to where they are aligned."""
+_MOST = 1 << 60
+"""Of any number: what follows from it still fits 64 bits."""
 _LOOK_S = 0.2
 """Time between looks at whether to stop, while a batch is waited for."""
 
@@ -437,6 +439,8 @@ def _whole(least: int | None, *, or_none: bool = False, **values: object) -> lis
             raise ConfigError(f"{name} must be a whole number; got {value!r}. Write one.") from None
         if least is not None and number is not None and number < least:
             raise ConfigError(f"{name} must be at least {least}; got {value}. Choose a larger one.")
+        if least is not None and number is not None and number > _MOST:
+            raise ConfigError(f"{name} must be at most {_MOST:,}; got {value}. Choose a smaller one.")
         found.append(number)
     return found
 

@@ -56,8 +56,8 @@ def granted_cores(root: Path = Path("/")) -> float:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        group = (mount / "cpu" if controllers else mount) / path.strip("/")
-        for folder in (group, *group.parents):
+        groups = [mount / name / path.strip("/") for name in dict.fromkeys(("cpu" * bool(controllers), controllers))]
+        for folder in (folder for group in groups for folder in (group, *group.parents)):
             quota = (
                 _text(folder / "cpu.max")
                 or f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"

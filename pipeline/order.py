@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+_MOST_LANES = 4096
 OPEN_SHARDS = 64
 """Shards whose rows are mixed with each other at any moment, by default; that many rows are held as indices."""
 
@@ -74,8 +75,9 @@ class Order:
         if len(samples) == 0 or samples.min() < 1:
             raise ConfigError("the shards must hold at least one sample each; got none. Build the set again.")
         self.lanes = default_lanes(len(samples)) if lanes is None else lanes
-        if self.lanes < 1:
-            raise ConfigError(f"lanes must be at least 1; got {lanes}. Leave it out for the default.")
+        if not 1 <= self.lanes <= _MOST_LANES:
+            rule = "at least 1" if self.lanes < 1 else f"at most {_MOST_LANES}"
+            raise ConfigError(f"lanes must be {rule}; got {lanes}. Leave it out for the default.")
         self.window = default_window(self.lanes) if window is None else window
         if self.window < 1:
             raise ConfigError(f"window must be at least 1 shard; got {window}. Leave it out for the default.")

@@ -54,6 +54,7 @@ class OpenShards:
         self._near: frozenset[int] = frozenset()
         self._threads: set[threading.Thread] = set()
         self._stopped = threading.Event()
+        self._pid = os.getpid()
 
     def __len__(self) -> int:
         return len(self._files)
@@ -65,6 +66,9 @@ class OpenShards:
         fetching one of them raised.
         """
         numbers = list(numbers)
+        if os.getpid() != self._pid:  # A fork has no threads of ours, and perhaps a lock that nobody will release.
+            opened = {number: self._load(number, None) for number in dict.fromkeys(numbers)}
+            return [opened[number] for number in numbers]
         found: dict[int, ShardFile] = {}
         waited: dict[int, Future[ShardFile]] = {}
         with self._lock:

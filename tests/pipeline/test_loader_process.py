@@ -81,6 +81,22 @@ def test_after_a_fork_the_child_is_refused_and_the_parent_goes_on(shards):
         next(loader)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_keys_of_a_batch_are_there_after_a_fork(shards):
+    with StreamingLoader(shards, batch_size=40, threads=2) as loader:
+        batch = next(loader)
+        ours, theirs = multiprocessing.Pipe()
+        loader._files._lock.acquire()  # As another thread may hold it at that moment.
+        try:
+            process = multiprocessing.get_context("fork").Process(target=lambda: theirs.send(batch.keys))
+            process.start()
+        finally:
+            loader._files._lock.release()
+        assert ours.poll(60)
+        assert ours.recv() == batch.keys
+        process.join(60)
+
+
 def test_a_copy_for_another_process_is_refused(shards):
     with (
         StreamingLoader(shards, batch_size=4, threads=1) as loader,
@@ -271,6 +287,8 @@ def test_an_error_comes_after_everything_before_it(shards, threads):
         ({"start": None}, "start must be a whole number; got None"),
         ({"seed": "a"}, "seed must be a whole number; got 'a'"),
         ({"lanes": 1.5}, "lanes must be a whole number; got 1.5"),
+        ({"lanes": 10**9}, "lanes must be at most 4096; got 1000000000"),
+        ({"start": 1 << 63}, "start must be at most"),
         ({"split": ["train"]}, "split must be one of"),
         ({"split": None}, "split must be one of"),
     ],

@@ -136,6 +136,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
             },
             math.inf,
         ),
+        (
+            {
+                "proc/self/cgroup": "2:cpu,cpuacct:/job",
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+            },
+            0.5,
+        ),
         ({}, math.inf),
     ],
 )
