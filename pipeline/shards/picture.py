@@ -66,7 +66,7 @@ def read_header(data: bytes) -> Header:
         if colours in ("CMYK", "YCCK"):
             raise ValueError(f"a JPEG in {colours}")
         return Header("jpeg", height, width)
-    if data[: len(_NPY_MAGIC)] == _NPY_MAGIC:
+    if is_npy(data):
         height, width, channels = npy_header(data)[1]
         if channels != 3:
             raise ValueError(f"an array of shape {(height, width, channels)} in place of uint8 [H, W, 3]")
@@ -132,6 +132,11 @@ def _parse_npy(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generi
             return np.lib.format.read_array_header_1_0(stream)
     except Exception as error:  # It evaluates what it reads: nonsense ends in an error of nearly any type.
         raise ValueError("no .npy file") from error
+
+
+def is_npy(data: bytes | memoryview) -> bool:
+    """Whether a member says that it is an `.npy` file."""
+    return data[: len(_NPY_MAGIC)] == _NPY_MAGIC
 
 
 def _is_jpeg(data: bytes | memoryview) -> bool:

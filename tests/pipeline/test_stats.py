@@ -12,7 +12,7 @@ import pytest
 from pipeline import StreamingLoader, stats
 from pipeline.format import SUFFIX, ShardSet
 from pipeline.stats import TimedLoader, bare_decode, bare_gather
-from tests.helpers import encode, make_image
+from tests.helpers import encode, make_image, make_shard_set
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[..., ShardSet]
@@ -40,6 +40,16 @@ def test_every_figure_is_there(shard_set: Make, encoding: str, capsys: pytest.Ca
     assert found["limit"] == {"raw": "a bare gather from memory", "jpeg": "bare simplejpeg from memory"}.get(
         encoding, "bare Pillow from memory"
     )
+
+
+def test_sets_of_two_encodings_are_measured_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = []
+    for seed, encoding in enumerate(("raw", "jpeg")):
+        places.append(str(make_shard_set(tmp_path / encoding, encoding=encoding, seed=seed).folder))
+    assert stats.main([places[0], f"{places[1]}*2", "--batch-size", "8", "--seconds", "0.1", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["encoding"]) == (40 + 80, "raw, jpeg")
+    assert found["limit"] == "bare simplejpeg from memory"
 
 
 def test_the_table_is_for_people(shard_set: Make, capsys: pytest.CaptureFixture[str]) -> None:
