@@ -1,6 +1,5 @@
 """How to make a run again: the commands, from what the shard sets and the run recorded of themselves."""
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def steps_of(evidence: Evidence, commands: Sequence[str]) -> list[Step]:
         places = shown_places(shards)
         for one, place in zip(shards.sets, places, strict=True):
             steps += _builds(one, place) or [_not_made_here(place if len(places) > 1 else "The shard set")]
-        read = [f"{place}*{count}" if count > 1 else place for place, count in zip(places, shards.repeats, strict=True)]
+        read = list(shards.repeated(places))
     else:
         name = (evidence.training.get("data") or {}).get("name", "SHARDS")
         read = [f"shards/{part}" for part in without_places(str(name)).split("+")]
@@ -115,8 +114,8 @@ def portable_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
 def _shown_place(shards: ShardSet) -> str:
     if isinstance(shards.location, str):
         return shards.location.partition("?")[0].rstrip("/").rpartition("/")[2]
-    whole, here = Path(os.path.abspath(shards.location)), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else whole.name
+    here = Path.cwd()
+    return str(shards.location.relative_to(here)) if shards.location.is_relative_to(here) else shards.location.name
 
 
 def _builds(shards: ShardSet, place: str) -> list[Step]:

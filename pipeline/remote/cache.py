@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Self
 
 from pipeline.errors import UserError, describe_os_error
-from pipeline.files import Place
 from pipeline.format import Shard, index_bytes
 from pipeline.remote.transport import pause
 
@@ -50,13 +49,6 @@ def default_folder() -> Path:
             "the disk cache must have a folder; got none, and a user without a home folder. "
             "Set HOME or XDG_CACHE_HOME, or name a cache folder."
         ) from None
-
-
-def open_cache(place: Place, cache: Path | bool, limit_bytes: int | None) -> "DiskCache | None":
-    """The cache that the set in `place` is read through; None for a path, unless it asks for one."""
-    if isinstance(place, Path) and cache is False:
-        return None
-    return DiskCache(cache if isinstance(cache, Path) else default_folder(), limit_bytes)
 
 
 class DiskCache:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import Place, place_of
 from pipeline.format import SPLITS, Shard, ShardSet, Split
-from pipeline.remote.cache import DiskCache, open_cache
+from pipeline.remote.cache import DiskCache, default_folder
 from pipeline.remote.transport import DEFAULT_PATIENCE, Patience
 
 Source = str | os.PathLike[str] | ShardSet
@@ -36,16 +36,15 @@ class Shards:
     A set that is repeated counts as so many sets, one behind the other.
     """
 
-    def __init__(self, parts: Sequence[tuple[ShardSet, Split]], *, all_cached: bool = False) -> None:
-        """`all_cached`: those on this machine are read through a disk cache too."""
+    def __init__(self, parts: Sequence[tuple[ShardSet, Split]], is_cached: Callable[[ShardSet], bool]) -> None:
+        """`is_cached` says of a set whether it is read through a disk cache."""
         self._parts = parts
         self._starts = [0, *itertools.accumulate(len(split) for _, split in parts)]
         self.samples = np.concatenate([split.samples for _, split in parts])
         """[shards] Samples in each."""
         self.bytes = np.concatenate([split.bytes for _, split in parts])
         """[shards] Size of each tar."""
-        through = [np.full(len(split), all_cached or isinstance(one.location, str)) for one, split in parts]
-        self.cached = np.concatenate(through)
+        self.cached = np.concatenate([np.full(len(split), is_cached(one)) for one, split in parts])
         """[shards] Whether each is read through a disk cache."""
 
     def __len__(self) -> int:
@@ -153,8 +152,7 @@ class Dataset:
     def splits(self) -> dict[str, Shards]:
         """The splits that have samples, in the order of training, validation, test."""
         names = dict.fromkeys([*SPLITS, *(name for shards in self.sets for name in shards.splits)])
-        every = self.cache is not False
-        return {name: Shards(parts, all_cached=every) for name in names if (parts := self._parts(name))}
+        return {name: Shards(parts, self._is_cached) for name in names if (parts := self._parts(name))}
 
     def split(self, name: str) -> Shards:
         """The shards of one split; `UserError` where no set has any."""
@@ -169,8 +167,9 @@ class Dataset:
 
     def open_cache(self) -> DiskCache | None:
         """The cache that shards are read through; None where all sets are on this machine and no cache is asked for."""
-        remote = next((one.location for one in self.sets if isinstance(one.location, str)), self.sets[0].location)
-        return open_cache(remote, self.cache, self.cache_bytes)
+        if not any(map(self._is_cached, self.sets)):
+            return None
+        return DiskCache(self.cache if isinstance(self.cache, Path) else default_folder(), self.cache_bytes)
 
     def require_labels(self) -> None:
         """Raise `UserError` unless all samples have the same labels."""
@@ -222,10 +221,11 @@ class Dataset:
     @property
     def locations(self) -> tuple[str, ...]:
         """What opens the sets again, from any folder of this machine."""
-        return tuple(
-            f"{one.location}*{count}" if count > 1 else str(one.location)
-            for one, count in zip(self.sets, self.repeats, strict=True)
-        )
+        return self.repeated(str(one.location) for one in self.sets)
+
+    def repeated(self, places: Iterable[str]) -> tuple[str, ...]:
+        """Names of the sets with their repeats behind them, as `open` takes them."""
+        return tuple(f"{place}*{n}" if n > 1 else place for place, n in zip(places, self.repeats, strict=True))
 
     @property
     def parts(self) -> tuple[dict[str, Any], ...]:
@@ -239,6 +239,9 @@ class Dataset:
             return self.sets[0].fingerprint
         lines = (f"{repeat} {one.fingerprint}\n" for one, repeat in zip(self.sets, self.repeats, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _is_cached(self, one: ShardSet) -> bool:
+        return self.cache is not False or isinstance(one.location, str)
 
     def _parts(self, split: str) -> list[tuple[ShardSet, Split]]:
         return [

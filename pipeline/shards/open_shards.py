@@ -56,9 +56,6 @@ class OpenShards:
         self._stopped = threading.Event()
         self._pid = os.getpid()
 
-    def __len__(self) -> int:
-        return len(self._files)
-
     def open(self, numbers: Iterable[int], *, late: bool = False) -> list[ShardFile]:
         """The shards of these numbers, in their order; they stay open for as long as the caller holds them.
 

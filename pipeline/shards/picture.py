@@ -74,6 +74,8 @@ def read_header(data: bytes) -> Header:
     try:
         with open_picture(data) as image:
             header, mode = Header((image.format or "").lower(), image.height, image.width), image.mode
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError("bytes that are no JPEG, PNG, WebP or .npy file") from error
     if mode.startswith(_WIDE):

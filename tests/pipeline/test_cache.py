@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline import StreamingLoader
+from pipeline import Dataset, StreamingLoader
 from pipeline.errors import ConfigError, ShardError, StoppedError, UserError
 from pipeline.format import Shard, ShardSet, Split, index_bytes
 from pipeline.order import Order
-from pipeline.remote.cache import Claim, DiskCache, NoRoomError, default_folder, open_cache
+from pipeline.remote.cache import Claim, DiskCache, NoRoomError, default_folder
 from pipeline.remote.fetch import fetch
 from pipeline.remote.transport import Patience
 from pipeline.shards.dataset import Shards
@@ -283,7 +284,9 @@ def test_the_default_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / ".cache/leanstream"
 
 
-def test_a_person_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
+def test_a_person_without_a_home_is_told_what_to_set(shards, monkeypatch, tmp_path):
+    remote = replace(shards, location="https://host/set")
+
     def nobody(_: int) -> None:
         raise KeyError("getpwuid(): uid not found")
 
@@ -291,11 +294,11 @@ def test_a_person_without_a_home_is_told_what_to_set(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     with pytest.raises(UserError, match=r"disk cache must have a folder.*Set HOME or XDG_CACHE_HOME, or name a cache"):
-        open_cache("https://host/set", False, None)
-    named = open_cache("https://host/set", tmp_path, None)
+        Dataset((remote,), (1,)).open_cache()
+    named = Dataset((remote,), (1,), tmp_path).open_cache()
     assert named is not None
     assert named.folder == tmp_path
-    assert open_cache(tmp_path, False, None) is None
+    assert Dataset((shards,), (1,)).open_cache() is None
 
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
@@ -410,7 +413,7 @@ def test_the_limit_that_is_asked_for_is_enough_for_any_order(shards, tmp_path):
             {"name": str(n), "samples": c, "bytes": 1024 * c, "sha256": "0" * 64} for n, c in enumerate(counts.tolist())
         ]
         split = Split.of(rows)
-        cache, together = DiskCache(tmp_path, 1), Shards([(shards, split)], all_cached=True)
+        cache, together = DiskCache(tmp_path, 1), Shards([(shards, split)], lambda _: True)
         with pytest.raises(ConfigError) as caught:
             check_cache_limit(cache, together, order, lanes=order.lanes, ahead=ahead)
         needed = figure(caught.value) - 3 * max(1024 * c + index_bytes(c) for c in counts.tolist())

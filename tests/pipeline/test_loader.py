@@ -435,7 +435,7 @@ def test_open_shards_are_bounded(shard_set):
     with StreamingLoader(shards, batch_size=5, threads=2, window=2, lanes=2, prefetch=1) as loader:
         for batch in itertools.islice(loader, 24):
             assert len(batch.keys) == 5
-            assert len(loader._files) <= 2 * 2 * 2 + 3 * 5, "two windows a lane, and what is being read"
+            assert len(loader._files._files) <= 2 * 2 * 2 + 3 * 5, "two windows a lane, and what is being read"
 
 
 # Life and death

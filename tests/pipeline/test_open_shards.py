@@ -105,7 +105,7 @@ def test_what_is_needed_now_is_fetched_before_what_is_needed_soon(remote, server
     files.expect([7, 2, 5], [1, 9])
     finish(files)
     assert fetched(server) == [7, 2, 5, 1, 9]
-    assert len(files) == 3, "what is needed soon is on the disk, and may be evicted"
+    assert len(files._files) == 3, "what is needed soon is on the disk, and may be evicted"
 
 
 def test_what_somebody_waits_for_comes_first(remote, server, monkeypatch):
@@ -167,11 +167,11 @@ def test_a_closed_loader_opens_nothing_but_for_a_late_look(remote):
     files = remote()
     files.open([1])
     files.close()
-    assert len(files) == 0
+    assert len(files._files) == 0
     with pytest.raises(UserError, match="loader must be open"):
         files.open([1])
     assert files.open([1, 1], late=True)[0].key(0) == "train/face-00004"
-    assert len(files) == 0
+    assert len(files._files) == 0
 
 
 def test_nothing_is_expected_again_until_the_answer_changes():
@@ -193,4 +193,4 @@ def test_nothing_is_expected_again_until_the_answer_changes():
 def test_a_folder_is_not_read_ahead(shards):
     with StreamingLoader(shards, batch_size=4, window=1, lanes=1, prefetch=1) as loader:
         next(loader)
-        assert len(loader._files) <= 3
+        assert len(loader._files._files) <= 3

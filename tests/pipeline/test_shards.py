@@ -355,7 +355,7 @@ def test_shards_beyond_the_limit_are_closed_once_nobody_reads_them(copied):
     first = cache.open([0])[0]
     descriptor = first.descriptor
     cache.open([1, 2, 3])
-    assert len(cache) == 2
+    assert len(cache._files) == 2
     assert first.key(0) == make_key("train", 0), "whoever holds a shard can read it"
     assert cache.open([0])[0] is not first
     del first
@@ -385,7 +385,7 @@ def test_many_threads_read_the_same_shards_through_a_small_cache(copied):
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(read_some, range(8)))
-    assert len(cache) == 2
+    assert len(cache._files) == 2
 
 
 def test_the_index_of_a_scan_is_the_one_that_was_written(copied):
