@@ -129,6 +129,8 @@ def bare_step(
         return step
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
+    cudnn = torch.backends.cudnn
+    cudnn.deterministic, cudnn.benchmark = False, True
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()

@@ -39,6 +39,8 @@ _LEAST_CHUNK, _MOST_CHUNK = 32, 256
 """Images a decode task: every hand-over between threads costs as much as decoding one or two."""
 _TASKS_A_THREAD = 4
 """Tasks that are ready for each thread, at least: few, but enough to keep all of them busy."""
+_MOST_THREADS = 4
+"""More of them wait for the interpreter's lock rather than decode, and the training loop with them."""
 _PLAN = 8192
 """Positions located at once; at most an epoch."""
 RAM_BYTES = 32 << 20
@@ -123,7 +125,7 @@ class StreamingLoader:
             start: the first position, from 0; position p lies in epoch p // samples.
             rank: this process's number; it takes the positions with p % world_size == rank.
             world_size: number of processes; must divide batch_size.
-            threads: decode threads; default the usable cores.
+            threads: decode threads; default: `decode_threads()`.
             nice: from 0 to 19, how far the loop's own threads go before them (Linux), for a loop that computes on the
                 cores itself: one of its threads that had to wait would keep all others waiting.
             prefetch: batches decoded ahead; default: as many as `ram_bytes` allow, from 1 to 8.
@@ -186,7 +188,7 @@ class StreamingLoader:
         self._expect = Lookahead(self._files, self.order, rank, world_size)
         pinned = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = BufferPool(layout, pinned=pinned, keep=self.prefetch + 2)
-        threads = threads or usable_cores()
+        threads = threads or decode_threads()
         ahead = batch_size // world_size * (self.prefetch + 1)
         self._chunk = min(max(ahead // (_TASKS_A_THREAD * threads), _LEAST_CHUNK), _MOST_CHUNK)
         self._threads = DecodeThreads(threads, nice)
@@ -347,6 +349,11 @@ class StreamingLoader:
         for begin in range(0, count, self._chunk):
             part = slice(begin, min(begin + self._chunk, count))
             started.tasks.append(self._threads.submit(self._decode, started, part))
+        if started.buffer.noise is not None:
+            # Apart: drawn for few samples at once, threads would mostly hand the interpreter's lock to each other.
+            for begin in range(0, count, _MOST_CHUNK):
+                part = slice(begin, min(begin + _MOST_CHUNK, count))
+                started.tasks.append(self._threads.submit(self._draw, started, part))
         return started
 
     def _empty_labels(self, count: int) -> NDArray[np.int8] | NDArray[np.int64] | None:
@@ -358,7 +365,7 @@ class StreamingLoader:
 
     def _decode(self, decoder: Decoder, started: _Started, part: slice) -> None:
         """Fill one part of a batch; runs in a decode thread."""
-        plan, images, noise = started.plan, started.buffer.images[part], started.buffer.noise
+        plan, images = started.plan, started.buffer.images[part]
         files = self._files.open(plan.shards[part].tolist())
         rows = plan.rows[part].tolist()
         try:
@@ -369,8 +376,12 @@ class StreamingLoader:
             self._fill_what_is_whole(decoder, started, files, rows, part)
         if self._flip:
             _mirror(images, np.flatnonzero(draw_words(plan.positions[part], "flip", self._seed) & 1))
-        if noise is not None:
-            noise[part] = normal(plan.positions[part], noise.shape[1], seed=self._seed, stream="latent")
+
+    def _draw(self, _: Decoder, started: _Started, part: slice) -> None:
+        """Fill one part of a batch's noise; runs in a decode thread."""
+        noise = started.buffer.noise
+        assert noise is not None, "asked for"
+        noise[part] = normal(started.plan.positions[part], noise.shape[1], seed=self._seed, stream="latent")
 
     def _fill(
         self, decoder: Decoder, started: _Started, files: Sequence[ShardFile], rows: Sequence[int], part: slice
@@ -418,6 +429,11 @@ class StreamingLoader:
             raise started.damaged[slots[0]][1]
         skipped = tuple(started.damaged[slot][0] for slot in slots)
         return batch.without(np.array(slots), skipped)
+
+
+def decode_threads(processes: int = 1) -> int:
+    """How many serve each of `processes` on this machine best: its part of the cores, at most 4."""
+    return min(max(1, usable_cores() // processes), _MOST_THREADS)
 
 
 def _end(pid: int, files: OpenShards, threads: DecodeThreads) -> None:

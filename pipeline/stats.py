@@ -33,7 +33,7 @@ from rich.table import Table
 
 from pipeline.errors import EXIT_DONE, ConfigError, LeanstreamError, report_error
 from pipeline.files import expand_home
-from pipeline.loader import StreamingLoader
+from pipeline.loader import StreamingLoader, decode_threads
 from pipeline.machine import PeakMemory, show_bytes, usable_cores
 from pipeline.shards.decode import Decoder
 from pipeline.shards.picture import decode_picture, is_npy
@@ -58,7 +58,7 @@ class Settings:
     batch_size: int = 256
     """Samples in a batch."""
     threads: int | None = None
-    """Decode threads, of the loader and of the limit; by default one for each core."""
+    """Decode threads, of the loader and of the limit; by default the loader's."""
     prefetch: int | None = None
     """Batches decoded ahead; by default what fits the loader's memory."""
     window: int | None = None
@@ -108,7 +108,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         del arguments[name]
     opening = time.perf_counter()
     with TimedLoader(list(settings.shards), pin_memory=False, **arguments) as loader:
-        threads = settings.threads or usable_cores()
+        threads = settings.threads or decode_threads()
         with memory:
             next(loader)
             first_batch = time.perf_counter() - opening

@@ -28,10 +28,10 @@ from pipeline.errors import ConfigError
 from pipeline.loader import RAM_BYTES
 from pipeline.machine import show_bytes, tree_pss
 from train.config import Config
-from train.device import DTYPES, forget_peak, limit_memory, peak_bytes, release, to_device
+from train.device import DTYPES, Recorder, forget_peak, limit_memory, peak_bytes, release, to_device
 from train.models import FaceVAE, segments
 from train.state import TrainState
-from train.update import average_weights, micro_batch_pass
+from train.update import average_weights, run_pass
 
 _TIMED_ON_CPU = 8
 """Images that the time of a pass is measured on."""
@@ -146,8 +146,9 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
         # Libraries load, and take memory, at the first step.
         _runs(state, config, accelerator, Fit(1, recompute=False))
         base_bytes, limit = limit_memory(device, config.budget.gpu_bytes)
+    recorder = Recorder.of(device, config.train.cuda_graph)
     beside_bytes = 0 if on_gpu else loader_bytes + need.snapshot + _KERNELS
-    trial = functools.partial(_runs, state, config, accelerator) if on_gpu else None
+    trial = functools.partial(_runs, state, config, accelerator, recorder=recorder) if on_gpu else None
     if config.train.micro_batch == "auto":
         fit = choose(need, batch, limit, base_bytes + beside_bytes, trial)
     else:
@@ -155,8 +156,10 @@ def make_plan(state: TrainState, config: Config, accelerator: Accelerator, batch
     fit = _smallest_of_all(fit, accelerator)
     seconds = _seconds_per_image(state, config, accelerator, fit)
     plan = Plan(need, fit, base_bytes, limit, loader_bytes, beside_bytes, seconds)
-    if not on_gpu:
+    if trial is None:
         return plan
+    forget_peak(device)
+    trial(fit)
     ram_bytes = tree_pss() + loader_bytes + need.snapshot
     if config.budget.ram_bytes is not None and ram_bytes > config.budget.ram_bytes:
         raise ConfigError(
@@ -187,16 +190,20 @@ def within_disk(shards: Dataset, config: Config, need: Need) -> Dataset:
     return shards if cache is None else replace(shards, cache_bytes=min(cache.limit_bytes, limit - own))
 
 
-def _runs(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> bool:
-    """Whether an update of such micro-batches fits."""
+def _runs(
+    state: TrainState, config: Config, accelerator: Accelerator, fit: Fit, recorder: Recorder | None = None
+) -> bool:
+    """Whether an update of such micro-batches fits; recorded, if the run's are."""
     release(accelerator.device)  # Of what the try before left.
     put_back = state.undo()
     try:
-        _try(state, config, accelerator, fit)
+        _try(state, config, accelerator, fit, recorder)
     except torch.OutOfMemoryError:
         return False
     finally:
         put_back()
+        if recorder is not None:
+            recorder.forget()
     return True
 
 
@@ -218,7 +225,7 @@ def _trial_passes(accelerator: Accelerator) -> int:
     return 1 if accelerator.device.type == "cpu" else 2
 
 
-def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) -> None:
+def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit, recorder: Recorder | None) -> None:
     """What an update does, on black images and with a rate of 0."""
     model, device, size = state.model.train(), accelerator.device, state.model.architecture.image_size
     images = torch.zeros(fit.micro_batch, size, size, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
@@ -227,7 +234,7 @@ def _try(state: TrainState, config: Config, accelerator: Accelerator, fit: Fit) 
     before, model.recompute = model.recompute, fit.recompute
     try:
         for _ in range(_trial_passes(accelerator)):
-            sums = micro_batch_pass(model, config.loss, images, noise, factors)
+            sums = run_pass(model, config.loss, (images, noise, factors), recorder)
         if device.type != "cpu":
             state.optimizer.step()
             average_weights(state, 1.0)

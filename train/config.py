@@ -54,7 +54,7 @@ class DataConfig:
     """Folders or URLs of shard sets, which are read as one; SET*3 reads a set three times an epoch. Default: the only
     set under shards/."""
     threads: int | None = None
-    """Decode threads of each process. Default: the cores."""
+    """Decode threads of each process. Default: its part of the cores, at most 4."""
     flip: bool = False
     """Mirror every other image, drawn by position."""
     window: int | None = None

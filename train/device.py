@@ -23,20 +23,23 @@ from pipeline.errors import ConfigError, LeanstreamError
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_CONTEXT = 1 << 30
 """Where the driver does not tell processes apart: CUDA itself takes less than this."""
+_STILL_TO_LOAD = 96 << 20
+"""What CUDA itself takes beyond a trial, for kernels that come later: 74 MiB on an H200."""
 
 
 def settle_device(device: torch.device) -> torch.device:
     """`device` with its index, made the current one, its kernels set up.
 
-    cuDNN may measure which kernels are fastest: shapes stay the same for a whole run. TF32 is on: products of float32
-    numbers round to 10 bits on tensor cores, which serves validation (and float32 training on Ampere and later); the
-    sums stay float32.
+    Their sums have one order and are chosen by shape, not by a race at each start: a run that goes on computes what the
+    uninterrupted one does, bit for bit. TF32 is on: products of float32 numbers round to 10 bits on tensor cores, which
+    serves validation (and float32 training on Ampere and later); the sums stay float32.
     """
     if device.type != "cuda":
         return device
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Else its sums may differ from stream to stream.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("high")
     return device
@@ -92,17 +95,24 @@ def to_device(values: list[float], device: torch.device) -> Tensor:
 
 
 def limit_memory(device: torch.device, limit: int | None) -> tuple[int, int]:
-    """Hold this process to `limit` bytes in all; gives what CUDA itself takes of it, and the limit.
+    """Hold this process to `limit` bytes in all; gives what CUDA itself will take of it, and the limit.
 
-    To be called once libraries are loaded, after a first real step: they take memory, too. Raises `ConfigError` where
-    they leave nothing.
+    To be called once libraries are loaded, after a first real step: they take memory, too. Some of it is kept for what
+    they still load, which `keep_to_limit` finds out. Raises `ConfigError` where they leave nothing.
     """
-    outside, total = outside_bytes(device), torch.cuda.get_device_properties(device).total_memory
+    outside, total = outside_bytes(device) + _STILL_TO_LOAD, torch.cuda.get_device_properties(device).total_memory
     limit = min(limit or total, total)
     if limit <= outside:
         raise ConfigError(f"budget.gpu must be more than CUDA's own {outside:,} bytes; got {limit:,}. Raise it.")
     torch.cuda.set_per_process_memory_fraction((limit - outside) / total, device)
     return outside, limit
+
+
+def keep_to_limit(device: torch.device, limit: int | None, outside: int) -> None:
+    """Leave the allocator less where CUDA itself has come to take more than `outside` of `limit`."""
+    if device.type == "cuda" and limit is not None and (taken := outside_bytes(device)) > outside:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(limit - taken, 0) / total, device)
 
 
 def outside_bytes(device: torch.device) -> int:

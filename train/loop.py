@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pipeline import Batch, StreamingLoader
 from pipeline.errors import LeanstreamError, StoppedError
-from train.device import Recorder, peak_bytes, pins_memory
+from train.device import Recorder, keep_to_limit, peak_bytes, pins_memory
 from train.display import Display, Status, duration
 from train.saving import Saver
 from train.session import Session
@@ -205,7 +205,9 @@ def _log(session: Session, status: Status, update: Update) -> None:
     status.loss, status.psnr_db, status.kl = record["loss"], record["psnr_db"], record["kl_nats"]
     status.learning_rate, status.images_per_s = record["learning_rate"], record["images_per_s"]
     status.wait_share, status.memory_bytes = record["data_wait_share"], session.memory.last
-    status.gpu_bytes = peak_bytes(session.accelerator.device, session.plan.base_bytes)
+    device, plan = session.accelerator.device, session.plan
+    status.gpu_bytes = peak_bytes(device, plan.base_bytes)
+    keep_to_limit(device, plan.limit_bytes, plan.base_bytes)
 
 
 def _follow(session: Session, saver: Saver, display: Display) -> None:

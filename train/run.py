@@ -41,7 +41,8 @@ from pipeline.errors import (
     UserError,
     report_error,
 )
-from pipeline.machine import PeakMemory, keep_memory, tree_pss, usable_cores
+from pipeline.loader import decode_threads
+from pipeline.machine import PeakMemory, keep_memory, tree_pss
 from pipeline.order import Order
 from train.announce import record_start, show_result
 from train.architectures import Architecture
@@ -319,7 +320,7 @@ def resolve(config: Config, shards: Dataset, processes: int) -> tuple[Config, in
     values = {
         "data.window": order.window,
         "data.lanes": order.lanes,
-        "data.threads": config.data.threads or max(1, usable_cores() // processes_here(processes)),
+        "data.threads": config.data.threads or decode_threads(processes_here(processes)),
         "model.latent": architecture.latent,
         "model.widths": architecture.widths,
         "model.depth": architecture.depth,

@@ -24,7 +24,7 @@ from train.objectives import RunningError
 from train.snapshot import Tensors
 
 STATE_VERSION = 2
-INITIAL_SCALE = 2.0**16
+INITIAL_SCALE = 2.0**8
 SCALE_GROWTH_UPDATES = 2_000
 
 

@@ -144,6 +144,21 @@ def micro_batch_pass(model: FaceVAE, config: LossConfig, images: Tensor, noise: 
     return torch.stack([term.detach() for term in terms]).sum(1)
 
 
+def run_pass(
+    model: FaceVAE,
+    config: LossConfig,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    recorder: Recorder | None,
+    put_back: Callable[[], object] | None = None,
+) -> Tensor:
+    """`micro_batch_pass` of images, noise and factors, as a graph where it can be one; `put_back` undoes a pass."""
+    call = functools.partial(micro_batch_pass, model, config)
+    # Both turn to generators of random numbers, which a graph would have to know.
+    if recorder is None or model.draws_for_itself or model.recompute:
+        return call(*inputs)
+    return recorder.run("micro-batch", call, inputs, warm_up=_WARM_UP, put_back=put_back).clone()
+
+
 class _Sums(NamedTuple):
     """`Terms` summed over the images of the global batch."""
 
@@ -210,9 +225,6 @@ def _accumulate(
     if not model.training:
         model.train()
     draws, micro_batch = model.draws_for_itself, state.micro_batch
-    if draws or model.recompute:
-        recorder = None  # Both turn to generators of random numbers, which a graph would have to know.
-    call = functools.partial(micro_batch_pass, model, config.loss)
     parts: list[Tensor] = []
     try:
         factors = _factors(state, batch, config, accelerator)
@@ -221,12 +233,8 @@ def _accumulate(
             assert moved.noise is not None, "the trainer's loader draws it"
             if draws:
                 torch.manual_seed(make_key("layers", config.run.seed, int(moved.positions[0]))[0])
-            inputs = (moved.images, moved.noise, factors)
-            if recorder is None or len(moved) < micro_batch:
-                parts.append(call(*inputs))
-            else:
-                found = recorder.run("micro-batch", call, inputs, warm_up=_WARM_UP, put_back=put_back)
-                parts.append(found.clone())
+            record = None if len(moved) < micro_batch else recorder
+            parts.append(run_pass(model, config.loss, (moved.images, moved.noise, factors), record, put_back))
     except torch.OutOfMemoryError:
         return [], True
     return parts, False
@@ -278,7 +286,9 @@ def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> Tensor
         # Nothing is allocated from the vote on: what one process lacked there, all others would wait for.
         assert state.gradients is not None, "laid out before the first update"
         torch.distributed.all_reduce(state.gradients)
-    return torch.nn.utils.get_total_norm(_gradients(state))
+    # As torch.nn.utils.get_total_norm, without a call for each gradient that moves its norm to where it is.
+    gradients = _gradients(state) or [torch.zeros(1, device=accelerator.device)]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _step(

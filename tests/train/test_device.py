@@ -7,6 +7,7 @@ from pipeline.errors import ConfigError, LeanstreamError
 from train.device import (
     Recorder,
     halving,
+    keep_to_limit,
     layout,
     limit_memory,
     outside_bytes,
@@ -79,23 +80,35 @@ class FakeCuda:
 def test_a_gpu_without_an_index_gets_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    for name in ("benchmark", "allow_tf32"):
+    for name in ("benchmark", "deterministic", "allow_tf32"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
     FakeCuda(monkeypatch, used=0, reserved=0, mine=None)
     assert settle_device(torch.device("cuda")) == CUDA
     assert settle_device(CPU) == CPU
     assert asked == ["high"]
-    assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_the_limit_of_memory_leaves_room_for_cudas_own(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeCuda(monkeypatch, used=3 * GIB, reserved=2 * GIB, mine=5 * GIB // 2)
-    assert limit_memory(CUDA, 4 * GIB) == (GIB // 2, 4 * GIB)
-    assert fake.limits == [(3.5 / 16, CUDA)]
-    assert limit_memory(CUDA, None) == (GIB // 2, 16 * GIB)
-    assert limit_memory(CUDA, 64 * GIB) == (GIB // 2, 16 * GIB)
-    with pytest.raises(ConfigError, match=r"budget.gpu must be more than CUDA's own 536,870,912 bytes; got 1,024"):
+    outside = GIB // 2 + (96 << 20)
+    assert limit_memory(CUDA, 4 * GIB) == (outside, 4 * GIB)
+    assert fake.limits == [((4 * GIB - outside) / (16 * GIB), CUDA)]
+    assert limit_memory(CUDA, None) == (outside, 16 * GIB)
+    assert limit_memory(CUDA, 64 * GIB) == (outside, 16 * GIB)
+    with pytest.raises(ConfigError, match=rf"budget.gpu must be more than CUDA's own {outside:,} bytes; got 1,024"):
         limit_memory(CUDA, 1024)
+
+
+def test_what_cuda_loads_later_is_taken_from_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch, used=3 * GIB, reserved=2 * GIB, mine=3 * GIB)
+    keep_to_limit(CUDA, 4 * GIB, GIB)
+    keep_to_limit(CUDA, None, 0)
+    keep_to_limit(CPU, 4 * GIB, 0)
+    assert fake.limits == []
+    keep_to_limit(CUDA, 4 * GIB, GIB // 2)
+    assert fake.limits == [(3 / 16, CUDA)]
 
 
 def test_where_the_driver_does_not_tell_processes_apart_a_context_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pipeline.errors import CheckpointError
 from pipeline.format import Index, ShardSet
 from tests.train.tiny import FakeAccelerator, generation_of, state_sha256, tiny_config, tiny_state, updates
 from train.checkpoint import Generation, read_generation, write_generation
-from train.state import SCALE_GROWTH_UPDATES, STATE_VERSION, LossScale
+from train.state import INITIAL_SCALE, SCALE_GROWTH_UPDATES, STATE_VERSION, LossScale
 
 
 @pytest.mark.parametrize("kind", ["conv", "keras"])
@@ -97,12 +97,12 @@ def test_the_average_is_frozen_and_in_channels_last_as_the_model() -> None:
 def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates() -> None:
     scale = LossScale()
     scale.overflowed()
-    assert scale.value == 2.0**15
+    assert scale.value == INITIAL_SCALE / 2
     for _ in range(SCALE_GROWTH_UPDATES - 1):
         scale.applied()
-    assert scale.value == 2.0**15
+    assert scale.value == INITIAL_SCALE / 2
     scale.applied()
-    assert (scale.value, scale.good_updates) == (2.0**16, 0)
+    assert (scale.value, scale.good_updates) == (INITIAL_SCALE, 0)
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -27,7 +27,7 @@ from train.checkpoint import weights_sha256
 from train.config import Config
 from train.device import Recorder
 from train.models import FaceVAE, Output
-from train.state import TrainState
+from train.state import INITIAL_SCALE, TrainState
 from train.update import MAX_REPLAYS, Update, apply_update
 
 FP16 = FakeAccelerator(mixed_precision="fp16")
@@ -76,7 +76,7 @@ def test_an_overflow_halves_the_scale_and_replays_the_same_samples(faces: ShardS
     assert state.position == calm.position == 48
     assert [update.replays for update in found] == [failures, 0, 0]
     assert [replace(update, replays=0) for update in found] == expected
-    assert (state.loss_scale.value, calm.loss_scale.value) == (2.0 ** (16 - failures), 2.0**16)
+    assert (state.loss_scale.value, calm.loss_scale.value) == (INITIAL_SCALE / 2**failures, INITIAL_SCALE)
     assert state_sha256(state) == state_sha256(calm)
     assert state.audit == calm.audit
 
@@ -317,7 +317,7 @@ def test_a_step_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pyte
 def test_a_norm_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     state, small = tiny_state(config), tiny_state(config, 8)
-    original, full = torch.nn.utils.get_total_norm, [True]
+    original, full = torch.linalg.vector_norm, [True]
 
     def norm(*arguments: Any) -> Tensor:
         if full:
@@ -325,7 +325,7 @@ def test_a_norm_that_lacks_memory_is_replayed(faces: ShardSet, monkeypatch: pyte
             raise torch.OutOfMemoryError
         return original(*arguments)
 
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", norm)
+    monkeypatch.setattr(torch.linalg, "vector_norm", norm)
     found = list(updates(state, config, faces, 2))
     assert (state.micro_batch, [update.replays for update in found]) == (8, [1, 0])
     list(updates(small, config, faces, 2))
