@@ -288,7 +288,8 @@ def _exchange_and_measure(state: TrainState, accelerator: Accelerator) -> Tensor
         torch.distributed.all_reduce(state.gradients)
     # As torch.nn.utils.get_total_norm, without a call for each gradient that moves its norm to where it is.
     gradients = _gradients(state) or [torch.zeros(1, device=accelerator.device)]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def _step(
