@@ -29,7 +29,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: .venv
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python demo/run.py
 
 test: .venv
 	$(BIN)/python -m pytest

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.loaders import images  # noqa: E402
 from pipeline.errors import EXIT_FAULT, LeanstreamError, report_error  # noqa: E402
 from pipeline.machine import PeakMemory, usable_cores  # noqa: E402
-from shard_tool.photo import Recipe, make_sample  # noqa: E402
+from shard_tool.image.photo import Recipe, make_sample  # noqa: E402
 
 INTERVAL_S = 0.02
 LIMIT_MIB = 60.0

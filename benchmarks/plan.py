@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.machine import tree_pss
-from shard_tool.plan import Plan, make_plan
+from shard_tool.build.plan import Plan, make_plan
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile, chunks_of_files
 

@@ -151,7 +151,7 @@ def psnr(path: Path, size: int) -> float | None:
     """In dB; None where the scaled decode is the full one, or the photo is rejected."""
     import numpy as np
 
-    from shard_tool.photo import PhotoError, Recipe, quiet_pillow, upright_square
+    from shard_tool.image.photo import PhotoError, Recipe, quiet_pillow, upright_square
 
     data = path.read_bytes()
     try:
@@ -277,10 +277,10 @@ def run_bare(folder: Path, size: int, out: Path) -> tuple[int, float]:
     """Decode, resize and encode, and nothing else. Returns photos and seconds."""
     import simplejpeg
 
-    from shard_tool import jpeg
-    from shard_tool.crop import frame_of
-    from shard_tool.photo import MARGINS
-    from shard_tool.recipe import Recipe
+    from shard_tool.image import jpeg
+    from shard_tool.image.crop import frame_of
+    from shard_tool.image.photo import MARGINS
+    from shard_tool.image.recipe import Recipe
 
     recipe = Recipe(size, "center", "jpeg", QUALITY)
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.counter import permutation
-from shard_tool.plan import GROUP_SHARDS
+from shard_tool.build.plan import GROUP_SHARDS
+from shard_tool.build.spread import make_groups
 from shard_tool.sources.protocol import CHUNK_FILES
-from shard_tool.spread import make_groups
 
 
 def shards_of(count: int, shard_samples: int, seed: int | None, chunk: int = CHUNK_FILES) -> list[NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """A person's own photos as the model saw those of its training: through the recipe that its shard set was made by.
 
-    files, folders --> bytes --shard_tool.photo, the recipe--> uint8 [3, H, W] --> float32 in [0, 1]
+    files, folders --> bytes --shard_tool.image.photo, the recipe--> uint8 [3, H, W] --> float32 in [0, 1]
 
 The recipe is what the model was saved with, else what its shard set records, else the shard tool's default. A photo
 that is smaller than the model's images is enlarged: a set leaves such photos out, but here a person asks for this one.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from explore.model import Trained
 from pipeline.errors import UserError, describe_os_error
-from shard_tool.photo import MAX_FILE_BYTES, PhotoError, Recipe, quiet_pillow, upright_square
+from shard_tool.image.photo import MAX_FILE_BYTES, PhotoError, Recipe, quiet_pillow, upright_square
 from shard_tool.sources.folder import FolderSource
 
 MOST_PHOTOS = 1024

@@ -29,13 +29,13 @@ from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, r
 from pipeline.files import expand_home
 from pipeline.format import SHARDSET_FILE
 from pipeline.machine import parse_bytes, usable_cores
-from shard_tool.contents import describe, describe_together, show, show_together
+from shard_tool.build.make import Manner, make_shards
+from shard_tool.build.unfinished import find_unfinished, show_unfinished
+from shard_tool.care.contents import describe, describe_together, show, show_together
 from shard_tool.display import show_progress
-from shard_tool.make import Manner, make_shards
-from shard_tool.photo import Recipe
+from shard_tool.image.photo import Recipe
 from shard_tool.settings import Settings
-from shard_tool.sources.columns import Wanted
-from shard_tool.unfinished import find_unfinished, show_unfinished
+from shard_tool.sources.protocol import Wanted
 
 EXIT_INTERRUPTED = 130
 
@@ -291,7 +291,7 @@ def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview | IndexTar
 
 
 def _draw_faces(command: DrawFaces) -> None:
-    from shard_tool.faces import draw_faces  # Nobody else needs what it loads.
+    from demo import draw_faces  # Nobody else needs what it loads.
 
     started = time.monotonic()
     with show_progress("drawing", command.count, quiet=command.quiet, counted="") as report:
@@ -390,7 +390,7 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 def _verify(command: Verify) -> int:
-    from shard_tool.verify import verify  # It loads a decoder that no other command needs.
+    from shard_tool.care.verify import verify  # It loads a decoder that no other command needs.
 
     return verify(
         command.folder,
@@ -404,7 +404,7 @@ def _verify(command: Verify) -> int:
 
 
 def _index(command: IndexTars) -> None:
-    from shard_tool.index import index_folder  # It loads a decoder that no other command needs.
+    from shard_tool.care.index import index_folder  # It loads a decoder that no other command needs.
 
     if command.threads is not None and command.threads < 1:
         raise UserError(f"threads must be at least 1; got {command.threads}. Leave it out for one for each core.")
@@ -418,7 +418,7 @@ def _index(command: IndexTars) -> None:
 
 
 def _preview(command: Preview) -> None:
-    from shard_tool.preview import preview
+    from shard_tool.care.preview import preview
 
     with show_progress("looking for images", command.count, quiet=command.quiet, counted="") as report:
         written = preview(

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.tar import member_bytes
-from shard_tool.photo import Recipe, library_versions
-from shard_tool.plan import GROUP_SHARDS, Plan
+from shard_tool.build.plan import GROUP_SHARDS, Plan
+from shard_tool.image.photo import Recipe, library_versions
 from shard_tool.sources.protocol import Source
 
 PLAN_VERSION = 2

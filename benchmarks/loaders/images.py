@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 from pipeline.format import SUFFIX, Shard, ShardSet, Split
 from pipeline.machine import usable_cores
 from pipeline.tar import ShardWriter
-from shard_tool.photo import Recipe, encode, upright_square
+from shard_tool.image.photo import Recipe, encode, upright_square
 
 QUALITY = 95
 SHARD_SAMPLES = 4096

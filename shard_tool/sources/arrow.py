@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.keys import name_hash
-from shard_tool.sources.columns import Columns, Facts, Wanted, pyarrow_of, row_names, stored_path
+from shard_tool.build.keys import name_hash
+from shard_tool.sources.columns import Columns, Facts, pyarrow_of, row_names, stored_path
 from shard_tool.sources.listing import Listing, Numbers, compact
 from shard_tool.sources.protocol import (
     Access,
@@ -25,6 +25,7 @@ from shard_tool.sources.protocol import (
     Known,
     SideFile,
     Source,
+    Wanted,
     chunks_of_files,
     one_by_one,
     split_in_name,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from shard_tool.sources.carried import Notes, number_classes
-from shard_tool.sources.protocol import Known
+from shard_tool.sources.protocol import Known, Wanted
 
 USUAL_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "photo", "picture")
 """Names by which one of several columns of bytes is taken for the image."""
@@ -29,28 +29,6 @@ Wearing_Necktie Young
 """
 CELEBA_ATTRIBUTES = frozenset(_CELEBA_NAMES.split())
 """Columns of these names are attributes, also where they hold numbers."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to take from a source that holds more than photos."""
-
-    image: str | None = None
-    """Column of the images; None: the only one there is."""
-    label: str | None = None
-    """Column of the classes; None: the only one that names its classes."""
-    attributes: tuple[str, ...] | None = None
-    """Columns of 0/1 attributes; None: all columns of truth values, and those named as CelebA's."""
-    config: str | None = None
-    """Configuration of a dataset on the Hub; None: the only one, or `default`."""
-    split: str | None = None
-    """Split of a dataset; None: all of them."""
-    revision: str | None = None
-    """Branch, tag or commit of a dataset on the Hub; None: its newest."""
-
-
-WHATEVER = Wanted()
-"""Nothing in particular."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.remote.transport import retrying
-from shard_tool.sources.columns import Wanted
-from shard_tool.sources.protocol import Source, split_in_name
+from shard_tool.sources.protocol import Source, Wanted, split_in_name
 
 OpenFile = Callable[[str, Wanted], Source]
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/?$")

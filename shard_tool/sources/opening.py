@@ -15,9 +15,8 @@ import numpy as np
 from pipeline.errors import UserError, describe_os_error
 from pipeline.files import is_url
 from pipeline.machine import release_memory
-from shard_tool.sources.columns import WHATEVER, Wanted
 from shard_tool.sources.folder import FolderSource
-from shard_tool.sources.protocol import Source, split_in_name
+from shard_tool.sources.protocol import WHATEVER, Source, Wanted, split_in_name
 from shard_tool.sources.ranges import LocalRanges, Ranges, open_ranges
 from shard_tool.sources.several import SeveralSources
 from shard_tool.sources.streams import StreamSource

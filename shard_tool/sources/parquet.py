@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.keys import name_hash
-from shard_tool.sources.columns import Columns, Facts, Wanted, pyarrow_of, row_names, stored_path
+from shard_tool.build.keys import name_hash
+from shard_tool.sources.columns import Columns, Facts, pyarrow_of, row_names, stored_path
 from shard_tool.sources.listing import Listing
-from shard_tool.sources.protocol import Access, InputError, Known, SideFile
+from shard_tool.sources.protocol import Access, InputError, Known, SideFile, Wanted
 from shard_tool.sources.ranges import LocalRanges, Ranges, RangesFile
 
 BATCH_ROWS = 16

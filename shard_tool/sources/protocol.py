@@ -43,6 +43,32 @@ class InputError(Exception):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What to take from a source that holds more than photos."""
+
+    image: str | None = None
+    """Column of the images; None: the only one there is."""
+    label: str | None = None
+    """Column of the classes; None: the only one that names its classes."""
+    attributes: tuple[str, ...] | None = None
+    """Columns of 0/1 attributes; None: all columns of truth values, and those named as CelebA's."""
+    config: str | None = None
+    """Configuration of a dataset on the Hub; None: the only one, or `default`."""
+    split: str | None = None
+    """Split of a dataset; None: all of them."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the Hub; None: its newest."""
+    include: tuple[str, ...] = ()
+    """Globs of paths in the source; where there are any, photos that match none are ignored."""
+    exclude: tuple[str, ...] = ()
+    """Globs of paths in the source; photos that match one are ignored."""
+
+
+WHATEVER = Wanted()
+"""Nothing in particular."""
+
+
+@dataclass(frozen=True)
 class SideFile:
     """A table that came with the photos."""
 

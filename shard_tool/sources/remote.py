@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.remote.transport import filesystem, retrying
-from shard_tool.sources.columns import Wanted
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import (
     IMAGE_EXTENSIONS,
@@ -25,6 +24,7 @@ from shard_tool.sources.protocol import (
     Known,
     SideFile,
     Source,
+    Wanted,
     chunks_of_files,
     extension_of,
     is_hidden,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.keys import name_hash
+from shard_tool.build.keys import name_hash
 from shard_tool.sources.listing import JoinedListing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile, Source
 

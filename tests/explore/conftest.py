@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from demo import draw_faces
 from shard_tool.cli import main as shard_tool
-from shard_tool.faces import draw_faces
 from train.run import main as train
 
 DRAWN = 2000

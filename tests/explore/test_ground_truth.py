@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from demo.traits import HAIR_COLOURS
 from explore.commands import Common
 from explore.encode import Encoded, encoded
 from explore.latent import directions as module
 from explore.latent.directions import Directions, compute_directions, load_directions
 from explore.model import Trained, load_trained
-from shard_tool.faces.traits import HAIR_COLOURS
 from tests.explore.probes import Probe, train_probe
 
 JUDGED, PAINTED = 0.9, 0.7

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from shard_tool.photo import PhotoError, Recipe, make_sample, quiet_pillow, upright_square
+from shard_tool.image.photo import PhotoError, Recipe, make_sample, quiet_pillow, upright_square
 
 RECIPE = Recipe(size=64, crop="center", encoding="png", quality=95)
 

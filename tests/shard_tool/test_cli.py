@@ -100,7 +100,7 @@ def test_debug_adds_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_fault_of_ours_is_one_line(
     photos: Path, tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tool.reading.make_sample", lambda data, recipe: 1 / 0)
+    monkeypatch.setattr("shard_tool.build.reading.make_sample", lambda data, recipe: 1 / 0)
     assert "ZeroDivisionError" in refuse(photos, tmp_path / "set", *SMALL, code=1)
 
 
@@ -153,7 +153,7 @@ def test_draw_faces_passes_its_options_on(
         called.update(options, folder=folder)
         progress(3)
 
-    monkeypatch.setattr("shard_tool.faces.draw_faces", fake)
+    monkeypatch.setattr("demo.draw_faces", fake)
     assert main(["draw-faces", str(tmp_path / "raw"), "--count", "3", "--size", "100", "--seed", "5"]) == 0
     assert called == {"folder": tmp_path / "raw", "count": 3, "size": 100, "seed": 5, "workers": None}
     assert f"Next: shard_tool make-shards {tmp_path / 'raw'} --size 64" in capsys.readouterr().out

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.format import ShardSet
+from shard_tool.build.labels import _CLASS_COLUMNS, _SPLIT_COLUMNS, _SPLIT_NAMES, ATTRIBUTES_FILES, PARTITION_FILES
 from shard_tool.cli import main
-from shard_tool.labels import _CLASS_COLUMNS, _SPLIT_COLUMNS, _SPLIT_NAMES, ATTRIBUTES_FILES, PARTITION_FILES
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shard_tool.photo import PhotoError, Recipe, make_sample, quiet_pillow
+from shard_tool.image.photo import PhotoError, Recipe, make_sample, quiet_pillow
 from tests.shard_tool.pictures import cmyk_jpeg, png, red_cyan_profile, save, tiff_16, wide_gamut_profile
 
 KINDS = (
@@ -86,7 +86,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(data=damaged(), crop=st.sampled_from(["center", "pad", "stretch"]), exact=st.booleans())
 def test_no_damage_is_more_than_a_rejection(data: bytes, crop: str, exact: bool) -> None:
     with quiet_pillow(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shard_tool.photo.MAX_PIXELS", 1_000_000)
+        patch.setattr("shard_tool.image.photo.MAX_PIXELS", 1_000_000)
         sample_or_rejection(data, Recipe(32, crop, "jpeg", 90, exact=exact))
 
 
@@ -125,7 +125,7 @@ def under_limits() -> None:
     """Photos of up to 4 megapixels: 16 MB as RGB, and some copies of that."""
     import resource
 
-    from shard_tool import photo
+    from shard_tool.image import photo
 
     photo.MAX_PIXELS = 4_000_000
     kinds = [kind for kind in KINDS if kind != "HEIC"]  # libheif maps its code and threads' stacks at the first file.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tool.photo import PhotoError, make_sample, quiet_pillow
+from shard_tool.image.photo import PhotoError, make_sample, quiet_pillow
 from tests.shard_tool.pictures import RECIPE
 
 FOLDERS = {
@@ -68,7 +68,7 @@ def test_make_shards_says_the_same(odd: Path, tmp_path: Path, make, rejections, 
 def test_a_bomb_costs_no_memory(odd: Path) -> None:
     program = (
         "import resource, sys, pathlib\n"
-        "from shard_tool.photo import *\n"
+        "from shard_tool.image.photo import *\n"
         "data = pathlib.Path(sys.argv[1]).read_bytes()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shard_tool import photo, recipe
 from shard_tool.cli import main
+from shard_tool.image import photo, recipe
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "photos.md").read_text()

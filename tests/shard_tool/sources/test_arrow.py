@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
-from shard_tool.sources.columns import Wanted
 from shard_tool.sources.opening import open_sources
+from shard_tool.sources.protocol import Wanted
 from tests.shard_tool.sources.packs import contents
 from tests.shard_tool.sources.tables import dataset_of
 

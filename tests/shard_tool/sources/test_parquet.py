@@ -11,9 +11,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.format import ShardSet
-from shard_tool.sources.columns import WHATEVER, Wanted
 from shard_tool.sources.parquet import ParquetSource
-from shard_tool.sources.protocol import Access
+from shard_tool.sources.protocol import WHATEVER, Access, Wanted
 from shard_tool.sources.ranges import LocalRanges
 from tests.shard_tool.sources.packs import contents
 from tests.shard_tool.sources.tables import dataset_of, write_parquet

@@ -1,0 +1,1 @@
+"""Finished sets: looked at, checked, painted, indexed."""

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import UserError
+from shard_tool.image.recipe import Recipe
+
+RECIPE = Recipe(64, "center", "jpeg", 95)
+OTHERS = {
+    "size": 32,
+    "crop": "pad",
+    "encoding": "webp",
+    "quality": 90,
+    "subsampling": "420",
+    "background": "black",
+    "upscale": True,
+    "exact": True,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_setting_is_part_of_the_description(name: str) -> None:
+    assert replace(RECIPE, **{name: OTHERS[name]}).describe() != RECIPE.describe()
+    assert set(OTHERS) == set(RECIPE.__dataclass_fields__)
+
+
+def test_settings_that_make_equal_samples_are_described_alike() -> None:
+    assert replace(RECIPE, background="#FFFFFF").describe() == RECIPE.describe()
+    for encoding in ("png", "raw"):
+        lossless = replace(RECIPE, encoding=encoding)
+        assert replace(lossless, quality=50, subsampling="420").describe() == lossless.describe()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"size": 0}, "size must be at least 1 pixel; got 0"),
+        ({"crop": 63}, "crop must be center, pad, stretch or at least the size, 64; got 63"),
+        ({"crop": "middle"}, "crop must be .*; got middle"),
+        ({"crop": 0, "upscale": True}, "or at least 1; got 0"),
+        ({"encoding": "gif"}, "encode must be one of .*; got 'gif'"),
+        ({"quality": 0}, "quality must be from 1 to 100; got 0"),
+        ({"quality": 101}, "quality must be from 1 to 100; got 101"),
+        ({"subsampling": "411"}, "subsampling must be 444 or 420; got '411'"),
+        ({"background": "mauve"}, "background must be white, black or #rrggbb; got 'mauve'"),
+        ({"background": "#fff"}, "background must be white, black or #rrggbb; got '#fff'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(RECIPE, **setting)
+
+
+def test_a_background_has_three_channels() -> None:
+    assert replace(RECIPE, background="#0a64ff").background_rgb == (10, 100, 255)
+    assert replace(RECIPE, background="black").background_rgb == (0, 0, 0)
