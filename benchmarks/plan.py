@@ -12,7 +12,7 @@ import pickle
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,8 @@ class MadeUp:
 
     listing: Listing
     name: str = "made-up"
-    ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    takes: frozenset[str] = frozenset()
     access: Access = Access.ANY_ORDER
     known: Known = field(default_factory=Known)
 
@@ -74,7 +75,9 @@ def main() -> None:
     listing = Listing((path.encode(), 100_000) for path in sorted(paths))
     listed, listed_s = tree_pss(), time.perf_counter() - began
     began = time.perf_counter()
-    plan = make_plan(MadeUp(listing), None, None, val_fraction=0.05, shard_samples=4096, seed=0, limit=None)
+    plan = make_plan(
+        MadeUp(listing), None, None, val_fraction=0.05, shard_samples=4096, group_samples=16384, seed=0, limit=None
+    )
     planned, planned_s = tree_pss(), time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     group = next(plan.iter_groups())

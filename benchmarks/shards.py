@@ -278,20 +278,19 @@ def run_bare(folder: Path, size: int, out: Path) -> tuple[int, float]:
     import simplejpeg
 
     from shard_tool.image import jpeg
-    from shard_tool.image.crop import frame_of
     from shard_tool.image.photo import MARGINS
-    from shard_tool.image.recipe import Recipe
+    from shard_tool.image.recipe import Recipe, frame_of
 
     recipe = Recipe(size, "center", "jpeg", QUALITY)
 
     def work(paths: list[Path]) -> None:
         for path in paths:
             data = path.read_bytes()
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            frame = frame_of(width, height, recipe)
+            header = jpeg.read_header(data)
+            assert header is not None
+            frame = frame_of(header.width, header.height, recipe)
             scale = next((scale for scale, margin in MARGINS.items() if frame.shrink >= margin * scale), 1)
-            pixels = jpeg.decode_and_resize(data, width, height, scale, frame)
-            assert pixels is not None, "this platform lacks cykooz-resizer"
+            pixels = jpeg.decode_and_resize(data, header, scale, frame)
             simplejpeg.encode_jpeg(pixels, QUALITY, "RGB", "444")
 
     began = time.perf_counter()

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.counter import permutation
-from shard_tool.build.plan import GROUP_SHARDS
-from shard_tool.build.spread import make_groups
+from shard_tool.build.plan import make_groups
+from shard_tool.options import GROUP_SHARDS
 from shard_tool.sources.protocol import CHUNK_FILES
 
 

@@ -1,6 +1,6 @@
 """The main job on a small scale: drawn faces -> shards -> a trained VAE that survives kill -9 -> pictures.
 
-    make demo        (about five minutes on two cores)
+    make demo        (about five minutes on two cores; the same as: python demo/run.py)
 
 Everything goes through the commands that a person would type; they are printed before they run.
 """

@@ -5,9 +5,11 @@ A draw is a hash of its name, so a new trait disturbs no other one, and no libra
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from typing import TypeVar
 
 from pipeline.errors import UserError
@@ -18,22 +20,12 @@ HAIR_COLOURS: dict[str, float] = {"Black_Hair": 0.27, "Blond_Hair": 0.25, "Brown
 """One categorical draw: exactly one of these columns is 1."""
 
 CHANCES: dict[str, float] = {
-    "Bangs": 0.35,
-    "Big_Nose": 0.4,
-    "Bushy_Eyebrows": 0.4,
-    "Eyeglasses": 0.35,
-    "Mouth_Slightly_Open": 0.4,
-    "Mustache": 0.3,
-    "Narrow_Eyes": 0.35,
-    "No_Beard": 0.65,
-    "Pale_Skin": 0.35,
-    "Rosy_Cheeks": 0.4,
-    "Smiling": 0.5,
-    "Wavy_Hair": 0.4,
-    "Wearing_Earrings": 0.35,
-    "Wearing_Hat": 0.3,
+    **dict.fromkeys(("Mustache", "Wearing_Hat"), 0.3),
+    **dict.fromkeys(("Bangs", "Eyeglasses", "Narrow_Eyes", "Pale_Skin", "Wearing_Earrings", "Wearing_Necklace"), 0.35),
+    **dict.fromkeys(("Big_Nose", "Bushy_Eyebrows", "Mouth_Slightly_Open", "Rosy_Cheeks", "Wavy_Hair"), 0.4),
     "Wearing_Lipstick": 0.4,
-    "Wearing_Necklace": 0.35,
+    "Smiling": 0.5,
+    "No_Beard": 0.65,
 }
 """Independent draws, each with the probability of a 1."""
 
@@ -67,10 +59,7 @@ class Person:
 
 
 def draw_person(index: int, *, seed: int = 0, overrides: Mapping[str, int] | None = None) -> Person:
-    """Draw who face `index` is, without painting it.
-
-    Attributes are independent of each other, apart from the four hair colours: they are one draw, and exactly one of
-    them is 1.
+    """Draw who face `index` is, without painting it; attributes are independent, the four hair colours are one draw.
 
     Args:
         index: any integer; neighbours have nothing in common.
@@ -82,7 +71,8 @@ def draw_person(index: int, *, seed: int = 0, overrides: Mapping[str, int] | Non
         UserError: an override names no attribute, or its value is not allowed.
     """
     attributes = dict.fromkeys(ATTRIBUTES, 0)
-    attributes[_categorical(_uniform(seed, index, "hair colour"), HAIR_COLOURS)] = 1
+    reached = list(accumulate(HAIR_COLOURS.values()))
+    attributes[list(HAIR_COLOURS)[bisect(reached[:-1], _uniform(seed, index, "hair colour"))]] = 1
     for name, probability in CHANCES.items():
         attributes[name] = int(_uniform(seed, index, name) < probability)
     for name, value in (overrides or {}).items():
@@ -102,12 +92,3 @@ def draw_person(index: int, *, seed: int = 0, overrides: Mapping[str, int] | Non
 def _uniform(seed: int, index: int, name: str) -> float:
     digest = blake2b(f"{seed}/{index}/{name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53
-
-
-def _categorical(uniform: float, weights: Mapping[str, float]) -> str:
-    reached = 0.0
-    for name, weight in weights.items():
-        reached += weight
-        if uniform < reached:
-            return name
-    return list(weights)[-1]

@@ -89,8 +89,7 @@ def recipe_of(trained: Trained) -> Recipe:
     return Recipe(
         size,
         settings.get("crop", "center"),
-        encoding="png",  # Pixels are all that is wanted.
-        quality=100,
+        encode="png",  # Pixels are all that is wanted.
         background=str(settings.get("background", "white")),
         upscale=True,
         exact=bool(settings.get("exact", False)),

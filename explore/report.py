@@ -26,7 +26,7 @@ from explore.html.wording import flat, label, show, without_places
 from explore.output import Output
 from pipeline import Dataset, StreamingLoader
 from pipeline.errors import LeanstreamError
-from shard_tool.care.described import labels_of_all
+from shard_tool.care.inspect import labels_of_all
 
 FILE = "report.html"
 _FACES = 48

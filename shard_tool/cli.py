@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -28,16 +28,23 @@ from pipeline import Dataset
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, report_error
 from pipeline.files import expand_home
 from pipeline.format import SHARDSET_FILE
-from pipeline.machine import parse_bytes, usable_cores
-from shard_tool.build.make import Manner, make_shards
-from shard_tool.build.unfinished import find_unfinished, show_unfinished
-from shard_tool.care.contents import describe, describe_together, show, show_together
+from pipeline.machine import usable_cores
+from shard_tool.build.make import MakeShards, make_shards
+from shard_tool.care.inspect import (
+    describe,
+    describe_together,
+    find_unfinished,
+    show,
+    show_together,
+    show_unfinished,
+)
 from shard_tool.display import show_progress
-from shard_tool.image.photo import Recipe
-from shard_tool.settings import Settings
-from shard_tool.sources.protocol import Wanted
 
 EXIT_INTERRUPTED = 130
+_WENT = {
+    "--append": "Make a set of the new photos (make-shards PHOTOS --out OTHER --not-in SET) and train on both",
+    "--repair": "Run the make-shards command of the set again: it makes damaged shards anew",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,80 +74,6 @@ class DrawFaces(Common):
 
 
 @dataclass(frozen=True)
-class MakeShards(Common):
-    """Turn photos into a shard set. Killed or interrupted, the same command goes on where it stopped."""
-
-    sources: tyro.conf.Positional[tuple[str, ...]]
-    """One or more of: a folder of photos, a zip, a tar (also .tar.gz), WebDataset shards, parquet files, a folder that
-    `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
-    size: int = 64
-    """Height and width of the samples, pixels."""
-    out: str | None = None
-    """Folder or bucket (s3://bucket/faces-64) for the set; by default shards/<name of the source>-<size>."""
-    crop: Literal["center", "pad", "stretch", "none"] | int = "center"
-    """center: the largest centred square; N: a centred square of N pixels; pad: the whole photo, with background on two
-    sides; stretch, or none: the whole photo, stretched to a square."""
-    encode: Literal["jpeg", "png", "webp", "raw"] = "jpeg"
-    """Encoding of the samples; raw (.npy) needs no decoding and the most space."""
-    quality: int = 95
-    """Quality of jpeg and webp, 1 to 100."""
-    subsampling: Literal["444", "420"] = "444"
-    """Of jpeg: 444 keeps a colour for each pixel; 420 one for four pixels, in less space."""
-    background: str = "white"
-    """What lies behind transparent pixels and beside padded photos: white, black or #rrggbb."""
-    upscale: bool = False
-    """Enlarge photos that are smaller than the samples. Otherwise they are rejected."""
-    exact: bool = False
-    """Decode every pixel of large JPEG photos. Otherwise they are decoded at a fraction of their size, several times as
-    fast, and hardly a pixel differs by more than a level or two."""
-    val_fraction: float = 0.05
-    """Share of the photos for the val split, where no list_eval_partition.csv says which."""
-    shard_samples: int | None = None
-    """Most samples in one shard; by default 4096."""
-    shard_size: str | None = None
-    """Most bytes of one shard, such as 100MB or 1GiB, in place of a number of samples."""
-    seed: int = 0
-    """Seed of the order in which photos are spread over the shards."""
-    keep_order: bool = False
-    """Keep the order of the listing, for sets where it matters; else photos are mixed."""
-    drop_duplicates: bool = False
-    """Leave out photos with the same bytes as an earlier one; they are listed in rejected.jsonl."""
-    append: bool = False
-    """Add the photos that a finished set does not have yet, as a new part; its shards stay as they are."""
-    threads: int | None = None
-    """Threads to decode with; by default one for each core. The bytes do not depend on it."""
-    limit: int | None = None
-    """Take only this many photos, spread over the whole source by the seed."""
-    labels: str | None = None
-    """A table of labels (csv, tsv or txt): attributes, or classes, and splits. Or the word folders: the name of the
-    folder that a photo lies in is its class. By default CelebA's tables are taken where they lie beside the photos."""
-    no_json: bool = False
-    """Leave out the json of each sample, its source and labels: the leanest set."""
-    ray: str | None = None
-    """Build on a Ray cluster: its address, or nothing for one that is started here."""
-    staging: Path = Path("shards/.staging")
-    """Folder for shards on their way to a bucket; they leave it as soon as they have arrived."""
-    force: bool = False
-    """Begin even if the disk seems too small."""
-    dry_run: bool = False
-    """Say what would be done, with an estimate of space and time, and write nothing."""
-    quiet: bool = False
-    """Print nothing but errors."""
-    image: str | None = None
-    """For tables (parquet, datasets): the column of the images, where there are several."""
-    label: str | None = None
-    """For tables: the column of classes; by default the only one whose classes have names."""
-    attributes: tuple[str, ...] | None = None
-    """For tables: columns of 0/1 attributes; by default all columns of truth values, and those named as CelebA's."""
-    config: str | None = None
-    """For hf://datasets/...: the configuration, where there are several."""
-    split: str | None = None
-    """For saved datasets and hf://datasets/...: the only split to take; by default all, as splits of the set."""
-    revision: str | None = None
-    """For hf://datasets/...: branch, tag or commit; by default the newest. The commit is recorded in the set."""
-
-
-@dataclass(frozen=True)
 class Inspect(Common):
     """Show what a shard set holds, and the lines that open it; of one that is not finished, how to go on.
 
@@ -156,7 +89,7 @@ class Inspect(Common):
 
 @dataclass(frozen=True)
 class Verify(Common):
-    """Check that a shard set is what was written: every hash, image, label and key. Repair it if it is not.
+    """Check that a shard set is what was written: every hash, image, label and key.
 
     Exit code 0: whole; 1: damaged; 2: it could not be checked.
     """
@@ -164,12 +97,9 @@ class Verify(Common):
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder of a finished shard set."""
     quick: bool = False
-    """Only compare the hashes of files, as fast as they can be read."""
-    repair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHOTOS ...")] = ()
-    """The photos that the set was made of, as they were given to make-shards: damaged shards are made again, and take
-    their place if they have the very bytes that are recorded."""
-    labels: str | None = None
-    """For a repair: the table that was given to make-shards by --labels, where it does not lie beside the photos."""
+    """Only compare the hashes of files, as fast as they can be read; no image is decoded."""
+    readers: bool = False
+    """Read the set with webdataset and datasets too, and compare every key, image and label with what we read."""
     threads: int | None = None
     """Threads to check with; by default one for each core."""
     json: bool = False
@@ -234,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command,
             prog="shard_tool",
             description="Turn photos of faces into shard sets that stream.",
-            args=_with_ray_address(arguments),
+            args=_with_ray_address(_without_what_went(arguments)),
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         code = _run(command)
@@ -256,8 +186,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # A fault of ours, and no help to anybody as a page of code.
         if debug:
             traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}. Run it again with --debug and report this.", file=sys.stderr)
+        told = f"{type(error).__name__}: {error}. Run it again with --debug and report this."
+        if isinstance(error, MemoryError) or "start new thread" in str(error):
+            told = "the work must fit the memory; got none left. End other programs, or lower --threads."
+        print(f"error: {told}", file=sys.stderr)
         return EXIT_FAULT
+
+
+def _without_what_went(arguments: list[str]) -> list[str]:
+    """The arguments; `UserError` names what an option that earlier versions had has become."""
+    for option, instead in _WENT.items():
+        if option in arguments:
+            raise UserError(f"{option} must be left out: it has gone. {instead}.")
+    return arguments
 
 
 def _with_ray_address(arguments: list[str]) -> list[str]:
@@ -265,7 +206,9 @@ def _with_ray_address(arguments: list[str]) -> list[str]:
     if "--ray" not in arguments:
         return arguments
     after = arguments.index("--ray") + 1
-    address = re.fullmatch(r"auto|local|ray://.+|[\w.-]+:\d+", "".join(arguments[after : after + 1]))
+    word = "".join(arguments[after : after + 1])
+    # A folder of that name is a source: `--ray=local` says the other thing.
+    address = re.fullmatch(r"auto|local|ray://.+|[\w.-]+:\d+", word) and not Path(word).exists()
     return arguments if address else [*arguments[:after], "local", *arguments[after:]]
 
 
@@ -279,10 +222,10 @@ def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview | IndexTar
         return _verify(command)
     if isinstance(command, Inspect):
         return _inspect(command)
+    if isinstance(command, MakeShards):
+        return make_shards(command)
     if isinstance(command, DrawFaces):
         _draw_faces(command)
-    elif isinstance(command, MakeShards):
-        _make_shards(command)
     elif isinstance(command, IndexTars):
         _index(command)
     else:
@@ -306,45 +249,6 @@ def _draw_faces(command: DrawFaces) -> None:
     if not command.quiet:
         print(f"{command.count:,} faces in {command.out} after {time.monotonic() - started:.0f} s.")
         print(f"Next: shard_tool make-shards {command.out} --size 64")
-
-
-def _make_shards(command: MakeShards) -> None:
-    if command.shard_samples is not None and command.shard_size is not None:
-        raise UserError("shards must be limited by --shard-samples or by --shard-size; got both. Leave one out.")
-    settings = Settings(
-        Recipe(
-            command.size,
-            "stretch" if command.crop == "none" else command.crop,
-            command.encode,
-            command.quality,
-            command.subsampling,
-            command.background,
-            command.upscale,
-            command.exact,
-        ),
-        val_fraction=command.val_fraction,
-        shard_samples=4096 if command.shard_samples is None else command.shard_samples,
-        shard_bytes=None if command.shard_size is None else parse_bytes(command.shard_size, "shard-size"),
-        seed=command.seed,
-        keep_order=command.keep_order,
-        drop_duplicates=command.drop_duplicates,
-        limit=command.limit,
-        json=not command.no_json,
-        labels=None if command.labels is None else Path(command.labels).name,
-    )
-    if not command.sources:
-        raise UserError("make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL.")
-    manner = Manner(
-        threads=usable_cores() if command.threads is None else command.threads,
-        ray=command.ray,
-        staging=command.staging,
-        append=command.append,
-        dry_run=command.dry_run,
-        force=command.force,
-        quiet=command.quiet,
-    )
-    wanted = Wanted(command.image, command.label, command.attributes, command.config, command.split, command.revision)
-    make_shards(command.sources, command.out, settings, manner, labels=command.labels, wanted=wanted)
 
 
 def _inspect(command: Inspect) -> int:
@@ -395,8 +299,7 @@ def _verify(command: Verify) -> int:
     return verify(
         command.folder,
         quick=command.quick,
-        photos=command.repair,
-        labels=command.labels,
+        readers=command.readers,
         threads=usable_cores() if command.threads is None else command.threads,
         as_json=command.json,
         quiet=command.quiet,

@@ -131,3 +131,13 @@ class _Rate:
         if self._first is None:
             self._first = done, time.monotonic()
         return (done - self._first[0]) / max(time.monotonic() - self._first[1], 1e-6)
+
+
+def megabytes(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def counted(number: int, what: str, plural: str = "") -> str:
+    """`1 shard`, `2,000 shards`; `plural` where an s does not make it."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"

@@ -18,7 +18,7 @@ LEAST_GAIN_DB = 3.0
 
 
 def test_the_demo_learns_faces_and_survives_a_kill(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "demo.py", "--count=600", "--size=128", "--"]
+    command = [sys.executable, ROOT / "demo" / "run.py", "--count=600", "--size=128", "--"]
     command += ["--train.total-images=12000", "--checkpoint.save-every-minutes=0.05"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

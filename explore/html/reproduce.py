@@ -1,7 +1,7 @@
 """How to make a run again: the commands, from what the shard sets and the run recorded of themselves."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,7 @@ from explore.html.evidence import Evidence
 from explore.html.wording import without_places
 from pipeline import Dataset
 from pipeline.format import ShardSet
-from shard_tool.cli import MakeShards
-
-_OPTIONS = (
-    "size",
-    "crop",
-    "encode",
-    "quality",
-    "subsampling",
-    "background",
-    "upscale",
-    "exact",
-    "val_fraction",
-    "shard_samples",
-    "seed",
-    "keep_order",
-    "drop_duplicates",
-    "limit",
-)
-"""Options of make-shards that are called as they are recorded."""
-_SAME: dict[str, dict[Any, Any]] = {
-    "background": {"white": "#ffffff", "black": "#000000"},
-    "shard_samples": {None: 4096},
-}
-"""Values that are recorded in another way than they are given."""
+from shard_tool.options import command_of
 
 
 @dataclass(frozen=True)
@@ -83,24 +60,6 @@ def shown_places(shards: Dataset) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
-def build_options(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The words of make-shards' options for recorded settings, those at their default left out."""
-    for name in _OPTIONS:
-        default = getattr(MakeShards, name)
-        default = _SAME.get(name, {}).get(default, default)
-        value = settings.get(name)
-        if value is None or value == default:
-            continue
-        option = f"--{name.replace('_', '-')}"
-        yield from [option] if value is True else [option, str(value)]
-    if settings.get("shard_bytes"):
-        yield from ("--shard-size", str(settings["shard_bytes"]))
-    if settings.get("json") is False:
-        yield "--no-json"
-    if settings.get("labels"):
-        yield from ("--labels", str(settings["labels"]))
-
-
 def portable_toml(config: Mapping[str, Mapping[str, Any]]) -> str:
     """The settings as TOML, without a place of this machine."""
     return tomli_w.dumps(
@@ -121,8 +80,8 @@ def _shown_place(shards: ShardSet) -> str:
 def _builds(shards: ShardSet, place: str) -> list[Step]:
     """The commands that made a set; none where another program did."""
     return [
-        _build(part["settings"], part["source"], place, append=number > 0)
-        for number, part in enumerate(shards.parts)
+        _build(part["settings"], part["source"], place, number)
+        for number, part in enumerate(shards.parts, 1)
         if isinstance(part.get("settings"), Mapping) and isinstance(part.get("source"), Mapping)
     ]
 
@@ -131,14 +90,12 @@ def _not_made_here(what: str) -> Step:
     return Step(f"{what} was not made by make-shards; its fingerprint says which one it was.", "")
 
 
-def _build(settings: Mapping[str, Any], source: Mapping[str, Any], place: str, *, append: bool) -> Step:
-    words = ["shard_tool", "make-shards", "PHOTOS", "--out", place, *build_options(settings)]
-    words += ["--append"] if append else []
+def _build(settings: Mapping[str, Any], source: Mapping[str, Any], place: str, number: int) -> Step:
+    out = place if number == 1 else f"{place}-{number}"  # Of an older set, which had grown.
+    command = command_of(settings, "PHOTOS", out) + ("" if number == 1 else f" --not-in {shlex.quote(place)}")
     photos = source.get("photos")
     count = f"the {photos:,} photos" if isinstance(photos, int) else "the photos"
     origin = without_places(str(source.get("source_name", "unknown")))
     listing = str(source.get("listing_sha256") or "")[:16]
     digest = f" (sha256 of their list {listing}…)" if listing else ""
-    return Step(
-        f"{'Add' if append else 'Make'} the shard set. PHOTOS are {count} of “{origin}”{digest}.", shlex.join(words)
-    )
+    return Step(f"Make the shard set. PHOTOS are {count} of “{origin}”{digest}.", command)

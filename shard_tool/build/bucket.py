@@ -9,8 +9,11 @@ work twice, and put the same bytes.
 
 import base64
 import contextlib
+import functools
 import hashlib
+import os
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +21,27 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import UserError
-from pipeline.files import inside
-from pipeline.format import Shard
-from pipeline.remote.transport import CHUNK_BYTES, filesystem, read_chunks, retrying
-from shard_tool.build.place import STATE_FOLDER, lock_file
+from pipeline.files import inside, is_url, write_atomic
+from pipeline.format import SHARDSET_FILE, Shard, ShardSet
+from pipeline.remote.transport import filesystem, read_chunks, retrying
+from shard_tool.build.place import STATE_FOLDER, Folder, Place, lock_file, sha256_of
 
 STAGED_BYTES = 1 << 30
 """Finished shards that wait for their upload take at most this, or one shard; the one being written comes on top."""
 UPLOADS = 4
 """Files that are on their way at once."""
+PART_BYTES = 50 << 20
+"""s3fs sends files of at least twice of this in such parts; their ETag is a digest of the parts' digests."""
+
+
+STAGING = Path("shards/.staging")
+
+
+def place_of(out: str | os.PathLike[str], staging: Path = STAGING) -> Place:
+    """A folder, or what a URL names; what goes to a bucket is built in a folder below `staging`."""
+    if is_url(out) and not os.fspath(out).startswith("file://"):
+        return Bucket.open(os.fspath(out), staging)
+    return Folder(Path(os.fspath(out).removeprefix("file://")))
 
 
 class Bucket:
@@ -40,8 +55,8 @@ class Bucket:
         self._sizes: dict[str, int] | None = None
 
     @classmethod
-    def open(cls, url: str, staging: Path, workshop: Path | None = None) -> Self:
-        """The place behind `url`, with a workshop below `staging` unless one is given.
+    def open(cls, url: str, staging: Path) -> Self:
+        """The place behind `url`, with a workshop below `staging`.
 
         Raises `UserError` where the protocol is unknown or cannot be written.
         """
@@ -50,7 +65,10 @@ class Bucket:
         if files.protocol in ("http", "https") or "https" in files.protocol:
             raise UserError(f"--out must be a place that can be written; got {url}. Give a folder or a bucket.")
         digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-        return cls(url, workshop or staging / f"{url.rpartition('/')[2]}-{digest}", files, root)
+        return cls(url, staging / f"{url.rpartition('/')[2]}-{digest}", files, root)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[str, Path]]:
+        return type(self).open, (self._url, self._workshop.parent)
 
     def close(self) -> None:
         """End the threads that upload."""
@@ -76,6 +94,15 @@ class Bucket:
         """The workshop."""
         return self._workshop
 
+    def open_set(self) -> ShardSet | None:
+        """By its description, of which the workshop gets a copy."""
+        data = self.load(SHARDSET_FILE)
+        if data is None:
+            return None
+        self.workshop.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.workshop / SHARDSET_FILE, data)
+        return ShardSet.open(self.workshop)
+
     def names(self) -> set[str]:
         """What lies below the URL."""
         return {path.partition("/")[0] for path in self._list()}
@@ -98,13 +125,24 @@ class Bucket:
         retrying(attempt, inside(self._url, name))
         self._sizes = None
 
-    def hand_in(self, shard: Shard) -> None:
+    def for_nodes(self) -> Self:
+        """Itself: it opens its URL anew."""
+        return self
+
+    @contextlib.contextmanager
+    def desk(self) -> Iterator[Path]:
+        """A temporary folder; its shards have arrived when it goes."""
+        with tempfile.TemporaryDirectory(prefix="leanstream-") as folder:
+            yield Path(folder)
+            self.settle()
+
+    def take(self, folder: Path, shard: Shard) -> None:
         """Begin to upload it; wait while too many bytes are waiting."""
-        names = [f"{shard.name}.tar", f"{shard.name}.index"]
+        paths = [folder / f"{shard.name}.tar", folder / f"{shard.name}.index"]
         while self._queue and self._staged + shard.bytes > STAGED_BYTES:
             self._take_first()
         self._staged += shard.bytes
-        self._queue.append((self._pool.submit(self._send_all, names), shard.bytes))
+        self._queue.append((self._pool.submit(self._send_all, paths), shard.bytes))
         self._take_finished()
 
     def after(self, action: Callable[[], None]) -> None:
@@ -121,12 +159,18 @@ class Bucket:
     def publish(self, name: str) -> None:
         """Upload a file when all shards have arrived."""
         self.settle()
-        self._send_all([name])
+        self._send_all([self._workshop / name])
 
-    def holds(self, shard: Shard) -> bool:
-        """By the size of its tar; its checksum was compared before the journal said that it is there."""
-        sizes = self._list()
-        return sizes.get(f"{shard.name}.tar") == shard.bytes and f"{shard.name}.index" in sizes
+    def holds(self, shard: Shard, *, every_byte: bool = False) -> bool:
+        """By the size of its tar, as its checksum was compared when it arrived; or by reading it."""
+        sizes, tar = self._list(), f"{shard.name}.tar"
+        if sizes.get(tar) != shard.bytes or f"{shard.name}.index" not in sizes:
+            return False
+        return not every_byte or self._sha256(tar, shard.bytes) == shard.sha256
+
+    def write_index(self, shard: Shard) -> bool:
+        """False: the tar would have to come here for it, and a rebuilt one brings its index along."""
+        return False
 
     def room_for(self, total: int) -> int:
         """What waits for its upload."""
@@ -182,32 +226,43 @@ class Bucket:
         future.result()
         self._staged -= size
 
-    def _send_all(self, names: list[str]) -> None:
-        for name in names:
-            path = self._workshop / name
-            retrying(lambda path=path, name=name: self._send(path, name), inside(self._url, name))  # type: ignore[misc]
+    def _send_all(self, paths: list[Path]) -> None:
+        for path in paths:
+            retrying(functools.partial(self._send, path), inside(self._url, path.name))
             path.unlink()
 
-    def _send(self, path: Path, name: str) -> None:
+    def _send(self, path: Path) -> None:
+        name = path.name
         self._files.put_file(str(path), self._path(name))
         self._files.invalidate_cache()
         found = self._files.info(self._path(name))
         size = path.stat().st_size
         if found["size"] != size:
             raise OSError(f"{found['size']} of {size} bytes arrived")
-        md5 = _digest(path, "md5")
-        if found.get("ETag", "").strip('"') == md5.hex() or found.get("md5Hash") == base64.b64encode(md5).decode():
+        if found.get("ETag", "").strip('"') in _etags(path) or found.get("md5Hash") == _md5_base64(path):
             return  # The server has computed the same checksum.
+        if self._sha256(name, size) != sha256_of(path):
+            raise OSError("other bytes came back than were sent")
+
+    def _sha256(self, name: str, size: int) -> str:
+        """Of a file of the place, which is read for it."""
         digest = hashlib.sha256()
         for chunk in read_chunks(inside(self._url, name), 0, size):
             digest.update(chunk)
-        if digest.digest() != _digest(path, "sha256"):
-            raise OSError("other bytes came back than were sent")
+        return digest.hexdigest()
 
 
-def _digest(path: Path, kind: str) -> bytes:
-    digest = hashlib.new(kind, usedforsecurity=False)
+def _etags(path: Path) -> set[str]:
+    """What S3 calls a file that was sent in one piece, and one that was sent in parts."""
+    whole, parts = hashlib.md5(usedforsecurity=False), list[bytes]()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.digest()
+        while part := file.read(PART_BYTES):
+            whole.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
+    return {whole.hexdigest(), f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"}
+
+
+def _md5_base64(path: Path) -> str:
+    """What Google Cloud Storage says of a file."""
+    with open(path, "rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()

@@ -1,77 +1,69 @@
-"""Photos with the same bytes: the first one in the listing stays.
+"""Photos that are left out because they are there already: with the same bytes, or in another set.
 
     candidates of one group (equal sizes only) ──read, hash (threads)──> .build/digests-000007.npy
-    all digests ──> {duplicate: the one that stays}
+    all digests ──> {duplicate: the first one in the listing, which stays}, and what other sets hold
 
 What was hashed is not hashed again after a kill.
 """
 
 import contextlib
-import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LeanstreamError
-from shard_tool.build.group import MOST_FAILURES
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.plan import Plan
-from shard_tool.build.run import Progress, source_error
+from shard_tool.build.record import Photos, content_of
+from shard_tool.build.writing import MOST_FAILURES, Progress, Report, raise_failures
 from shard_tool.sources.listing import printable
 from shard_tool.sources.protocol import Access, InputError, Source
 
-DIGEST_BYTES = 16
-_DIGEST = np.dtype(f"V{DIGEST_BYTES}")
 _BATCH_PHOTOS = 256
 """Photos a thread that are handed out together."""
 
 
-def find_candidates(
-    source: Source, plan: Plan, known: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.int64], ...]:
-    """The photos of each group of `plan` that must be hashed, and at the end those of `known`, an earlier part.
+def find_candidates(source: Source, plan: Plan, others: Sequence[Photos]) -> tuple[NDArray[np.int64], ...]:
+    """The photos of each group of `plan` that must be hashed.
 
     Only photos of equal size can be equal; of the rows of a table sizes are not known, and so all are candidates. Empty
     files and those that are left out anyway are none.
     """
-    takes_part = np.zeros(len(source.listing), np.bool_)
+    sizes = source.listing.sizes
+    takes_part = np.zeros(len(sizes), np.bool_)
     for items in plan.groups:
         takes_part[items[plan.split_of[items] >= 0]] = True
-    if known is not None:
-        takes_part |= known
-    sizes = source.listing.sizes
     takes_part &= sizes > 0
     if source.access is Access.BY_CHUNK:
-        sizes = np.ones_like(sizes)
+        return tuple(items[takes_part[items]] for items in plan.groups)
     _, number_of, counts = np.unique(sizes[takes_part], return_inverse=True, return_counts=True)
     candidate = np.zeros(len(sizes), np.bool_)
     candidate[takes_part] = counts[number_of] > 1
-    groups = [items[candidate[items]] for items in plan.groups]
-    if known is not None:
-        groups.append(np.flatnonzero(candidate & known))
-    return tuple(groups)
+    for photos in others:
+        candidate |= takes_part & np.isin(sizes, photos.rows["bytes"])
+    return tuple(items[candidate[items]] for items in plan.groups)
 
 
 def find_duplicates(
     place: Place,
     source: Source,
     groups: tuple[NDArray[np.int64], ...],
-    known: NDArray[np.bool_] | None,
+    others: Sequence[Photos],
     *,
     threads: int,
-    report: Callable[[int, int], None],
-) -> dict[int, int]:
-    """For each duplicate among `groups`, the photo that stays: one of `known` if there is, else the first one.
+    report: Report,
+) -> tuple[dict[int, int], NDArray[np.int64]]:
+    """For each duplicate among `groups` the photo that stays, the first one; and the photos that `others` hold.
 
     Raises `SourceError` where photos could not be read this time.
     """
     progress = Progress(report)
     progress.add(0, 0)
     failures: list[str] = []
-    digests: list[NDArray[np.void]] = []
+    contents: list[NDArray[np.uint64]] = []
     with ThreadPoolExecutor(threads, "hash") as pool:
         for number, items in enumerate(groups):
             found = _load(place, number, len(items))
@@ -83,21 +75,28 @@ def find_duplicates(
                     _store(place, number, found)
             else:
                 progress.add(len(items), 0)
-            digests.append(found)
-    if failures:
-        raise source_error(failures)
-    if known is None:
-        known = np.zeros(len(source.listing), np.bool_)
-    return _first_of_each(np.concatenate(groups), np.concatenate(digests), known)
+            contents.append(found)
+    raise_failures(failures)
+    return _sorted_out(source, np.concatenate(groups), np.concatenate(contents), others)
 
 
-def _first_of_each(items: NDArray[np.int64], digests: NDArray[np.void], known: NDArray[np.bool_]) -> dict[int, int]:
-    order = np.lexsort((items, ~known[items]))
-    items, digests = items[order], digests[order]
-    _, first, number_of = np.unique(digests, return_index=True, return_inverse=True)
-    stays = items[first[number_of]]
-    duplicate = (stays != items) & ~known[items]
-    return dict(zip(items[duplicate].tolist(), stays[duplicate].tolist(), strict=True))
+def _sorted_out(
+    source: Source, items: NDArray[np.int64], contents: NDArray[np.uint64], others: Sequence[Photos]
+) -> tuple[dict[int, int], NDArray[np.int64]]:
+    order = np.argsort(items, kind="stable")
+    order = order[contents[order] != 0]  # What can never be read is like no other.
+    items, contents = items[order], contents[order]
+    sizes = np.zeros(len(items), np.uint64) if source.access is Access.BY_CHUNK else source.listing.sizes[items]
+    elsewhere = np.zeros(len(items), np.bool_)
+    for photos in others:
+        held = photos.rows["content"]
+        elsewhere |= np.isin(contents, held[held != 0])
+    pairs = np.rec.fromarrays([contents[~elsewhere], sizes[~elsewhere]])
+    left = items[~elsewhere]
+    _, first, number_of = np.unique(pairs, return_index=True, return_inverse=True)
+    stays = left[first[number_of]]
+    duplicate = stays != left
+    return dict(zip(left[duplicate].tolist(), stays[duplicate].tolist(), strict=True)), items[elsewhere]
 
 
 def _hash_all(
@@ -107,57 +106,50 @@ def _hash_all(
     threads: int,
     failures: list[str],
     progress: Progress,
-) -> NDArray[np.void]:
-    """The digest of each of `items`; a failed read adds a line to `failures`."""
-
-    if source.access is Access.ANY_ORDER:
-        found = _in_batches(pool, source, items, threads)
-    else:
-        found = _read_through(source, items)
-    made: list[bytes] = []
-    for digest in found:
-        if isinstance(digest, str):
-            failures.append(digest)
-            if len(failures) >= MOST_FAILURES or source.access is not Access.ANY_ORDER:
+) -> NDArray[np.uint64]:
+    """`content_of` each of `items`, 0 for what can never be read; a failed read adds a line to `failures`."""
+    in_any_order = source.access is Access.ANY_ORDER
+    found = _in_batches(pool, source, items, threads) if in_any_order else _read_through(source, items)
+    made = np.zeros(len(items), np.uint64)
+    for slot, content in enumerate(found):
+        if isinstance(content, str):
+            failures.append(content)
+            if len(failures) >= MOST_FAILURES or not in_any_order:
                 break
-        made.append(digest if isinstance(digest, bytes) else bytes(DIGEST_BYTES))
+        else:
+            made[slot] = content
         progress.add(1, 0)
-    return np.array(made, _DIGEST)
+    return made
 
 
 def _in_batches(
     pool: ThreadPoolExecutor, source: Source, items: NDArray[np.int64], threads: int
-) -> Iterator[bytes | str]:
+) -> Iterator[int | str]:
     size = _BATCH_PHOTOS * threads
     for first in range(0, len(items), size):
         yield from pool.map(lambda item: _read_one(source, item), items[first : first + size].tolist())
 
 
-def _read_one(source: Source, item: int) -> bytes | str:
-    """The digest of one photo, or what kept it from being read."""
+def _read_one(source: Source, item: int) -> int | str:
+    """What stands for one photo, or what kept it from being read."""
     try:
-        return _digest(source.read(item), item)
+        return content_of(source.read(item))
     except InputError:
-        return _digest(None, item)
+        return 0
     except (OSError, LeanstreamError) as error:
         return _failure(source, item, error)
 
 
-def _read_through(source: Source, items: NDArray[np.int64]) -> Iterator[bytes | str]:
-    """The digests of `items`, which ascend; the first failure is the last one."""
+def _read_through(source: Source, items: NDArray[np.int64]) -> Iterator[int | str]:
+    """The same of `items`, which ascend; the first failure is the last one."""
     data = source.read_through(items.tolist())
     for item in items.tolist():
         try:
             found = next(data)
-            yield _digest(None if isinstance(found, InputError) else found, item)
+            yield 0 if isinstance(found, InputError) else content_of(found)
         except (OSError, LeanstreamError) as error:
             yield _failure(source, item, error)
             return
-
-
-def _digest(data: bytes | None, item: int) -> bytes:
-    """The digest of a photo; one that can never be read is like no other."""
-    return hashlib.blake2b(b"unreadable %d" % item if data is None else data, digest_size=DIGEST_BYTES).digest()
 
 
 def _failure(source: Source, item: int, error: Exception) -> str:
@@ -169,18 +161,18 @@ def _file(number: int) -> str:
     return f"{STATE_FOLDER}/digests-{number:06d}.npy"
 
 
-def _load(place: Place, number: int, count: int) -> NDArray[np.void] | None:
+def _load(place: Place, number: int, count: int) -> NDArray[np.uint64] | None:
     data = place.load(_file(number))
     if data is None:
         return None
-    with contextlib.suppress(ValueError):
-        found: NDArray[np.void] = np.load(io.BytesIO(data), allow_pickle=False)
-        if found.dtype == _DIGEST and len(found) == count:
+    with contextlib.suppress(ValueError, EOFError):
+        found: NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
+        if found.dtype == np.uint64 and len(found) == count:
             return found
     return None
 
 
-def _store(place: Place, number: int, digests: NDArray[np.void]) -> None:
+def _store(place: Place, number: int, contents: NDArray[np.uint64]) -> None:
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, digests, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, contents, version=(1, 0), allow_pickle=False)
     place.store(_file(number), buffer.getvalue())

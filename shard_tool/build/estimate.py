@@ -17,10 +17,10 @@ from pipeline.machine import usable_cores
 from pipeline.tar import member_bytes
 from shard_tool.build.place import Place
 from shard_tool.build.plan import Plan
-from shard_tool.build.reading import Rejection, samples_of
-from shard_tool.care.contents import megabytes
+from shard_tool.build.reading import Made, Rejection, samples_of
+from shard_tool.display import megabytes
 from shard_tool.image.photo import quiet_pillow
-from shard_tool.settings import Settings
+from shard_tool.options import Options
 from shard_tool.sources.protocol import Access, Source
 
 ESTIMATE_PHOTOS = 64
@@ -49,7 +49,7 @@ class Estimate:
         return self.reasons.total() / self.tried if self.tried else 0.0
 
 
-def estimate(source: Source, plan: Plan, settings: Settings, chunks: int = 1) -> Estimate:
+def estimate(source: Source, plan: Plan, options: Options, chunks: int = 1) -> Estimate:
     """Make some samples of `plan`, one after the other, and write nothing.
 
     They come from everywhere, or from so many `chunks` where every chunk costs time.
@@ -60,10 +60,10 @@ def estimate(source: Source, plan: Plan, settings: Settings, chunks: int = 1) ->
     reasons = Counter(plan.why_left_out(item)[0] for item in chosen.tolist() if plan.is_left_out(item))
     began = time.monotonic()
     with quiet_pillow():
-        for item, outcome in zip(read, samples_of(source, read, settings.recipe), strict=True):
-            if isinstance(outcome, bytes):
-                meta = member_bytes(len(plan.meta(item))) if settings.json else 0
-                sizes.append(member_bytes(len(outcome)) + meta + RECORD.itemsize)
+        for item, outcome in zip(read, samples_of(source, read, options), strict=True):
+            if isinstance(outcome, Made):
+                meta = member_bytes(len(plan.meta(item))) if not options.no_json else 0
+                sizes.append(member_bytes(len(outcome.sample)) + meta + RECORD.itemsize)
             else:
                 reasons[outcome.reason if isinstance(outcome, Rejection) else outcome.error] += 1
     share = plan.photos / max(len(chosen), 1)

@@ -1,16 +1,17 @@
 """What a build has finished so far, in `<out>/.build/`, and whether it may go on there.
 
     .build/lock                 held by the build that runs
-    .build/plan.json            what the build was asked for: settings, listing, library versions
+    .build/plan.json            what the build was asked for: options, listing, library versions
+    .build/photos.npy           the listing, so that a changed one can be told photo by photo
     .build/digests-000007.npy   the contents of the photos of one group, where duplicates are looked for
-    .build/group-000007.json    one finished group: its shards and rejections
+    .build/group-000007.json    one finished group: its shards and rejections, under a digest of all that and the plan
 
-The folder goes when `shardset.json` has been written. An append has such a folder beside a finished `shardset.json`.
+The folder goes when `shardset.json` has been written; beside a finished set it means nothing.
 """
 
 import contextlib
+import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,13 +20,14 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import atomic_writer
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Shard, ShardSet
-from shard_tool.build.place import STATE_FOLDER, Place, open_set
+from shard_tool.build.place import STATE_FOLDER, Place
+from shard_tool.build.record import PHOTOS_FILE, Photos
+from shard_tool.options import PLAN_VERSION
 
 _PLAN = f"{STATE_FOLDER}/plan.json"
+_PHOTOS = f"{STATE_FOLDER}/{PHOTOS_FILE}"
 _LOADS = 64
 """Records that are read at once."""
-PLANNING = ("val_fraction", "shard_samples", "shard_bytes", "seed", "limit", "keep_order", "drop_duplicates")
-"""Settings that say which photos go where; each part of a set may have others. All other settings make the samples."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class GroupRecord:
     """Path, reason and detail of each input that was left out."""
     positives: dict[str, list[int]]
     """By split, how many samples have each attribute, or are of each class."""
+    contents: str
+    """16 hex digits for each item of the group, in listing order: `content_of` the photo, 0 if it became no sample."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,20 @@ class Journal:
 
     place: Place
     request: dict[str, Any]
-    before: ShardSet | None = None
-    """The set that is appended to."""
 
     def read(self, number: int) -> GroupRecord | None:
         """The record of a finished group whose files are all there, else None."""
         try:
             data = json.loads(self.place.load(_group_file(number)) or b"")
-        except ValueError:
+            if data.pop("sha256") != self._digest(data):
+                return None
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
         shards = {split: [Shard(**row) for row in rows] for split, rows in data["shards"].items()}
         if not all(self.place.holds(shard) for rows in shards.values() for shard in rows):
             return None
-        return GroupRecord(number, shards, [tuple(row) for row in data["rejected"]], data["positives"])
+        rejected = [tuple(row) for row in data["rejected"]]
+        return GroupRecord(number, shards, rejected, data["positives"], data["contents"])
 
     def read_all(self, groups: int) -> Iterator[GroupRecord | None]:
         """What `read` says of every group, in order."""
@@ -68,159 +73,79 @@ class Journal:
                 yield from pool.map(self.read, range(first, min(first + _LOADS, groups)))
 
     def record(self, group: GroupRecord) -> None:
-        """Note, durably, that `group` is finished, as soon as all that was handed in is safe."""
-        data = _json(asdict(group))
+        """Note, durably, that `group` is finished, as soon as all that was taken is safe."""
+        content = asdict(group)
+        data = _json({**content, "sha256": self._digest(content)})
         self.place.after(lambda: self.place.store(_group_file(group.number), data))
 
-    def finish(self, shard_set: ShardSet, groups: int) -> None:
-        """Complete the set: the list of rejections, then `shardset.json`; the journal goes."""
-        workshop = self.place.workshop
-        for left in workshop.glob(".*.partial"):
-            left.unlink()
-        with atomic_writer(workshop / REJECTED_FILE) as file:
-            for line in self._earlier_rejections():
-                file.write(line)
+    def write_rejected(self, groups: int) -> str:
+        """Write the list of what was left out; returns its sha256."""
+        digest = hashlib.sha256()
+        with atomic_writer(self.place.workshop / REJECTED_FILE) as file:
             for record in self.read_all(groups):
                 assert record is not None, "a set is finished when all of its groups are"
                 for path, reason, detail in record.rejected:
                     row = {"path": path, "reason": reason} | ({"detail": detail} if detail else {})
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+                    digest.update(line)
+                    file.write(line)
         self.place.publish(REJECTED_FILE)
+        return digest.hexdigest()
+
+    def finish(self, shard_set: ShardSet) -> None:
+        """Complete the set by its `shardset.json`; the journal goes."""
+        for left in self.place.workshop.glob(".*.partial"):
+            left.unlink()
         shard_set.save()
         self.place.publish(SHARDSET_FILE)
-        self.remove()
-
-    def remove(self) -> None:
-        """Delete the journal of a finished set."""
         self.place.remove_state()
 
-    def _earlier_rejections(self) -> list[bytes]:
-        """Those of the set that is appended to, and none that a kill added beyond them."""
-        if self.before is None:
-            return []
-        return (self.place.load(REJECTED_FILE) or b"").splitlines(keepends=True)[: self.before.rejected]
+    def _digest(self, content: Mapping[str, Any]) -> str:
+        """Of a record of this very build: what was changed, or is of another build, is not believed."""
+        return hashlib.sha256(_json([self.request, content])).hexdigest()
 
 
 @contextlib.contextmanager
-def open_journal(place: Place, request: dict[str, Any]) -> Iterator[Journal | None]:
-    """Begin or go on with a build of `request` in `place`; None where it is already complete.
+def open_journal(place: Place, request: dict[str, Any], photos: Photos) -> Iterator[tuple[Journal, ShardSet | None]]:
+    """Begin, or go on with, a build of `request` in `place`; with the finished set, if it is there.
 
     Raises `UserError` where the place holds something else, a build of another request, or one that is running.
     """
-    if check_place(place, request):
-        remove_finished_journal(place)
-        yield None
-        return
+    check_place(place, request, photos)
     with place.locked():
         # Another build may have written or completed the set since the first look.
-        done = check_place(place, request)
-        if not done:
-            before = open_set(place)
-            if _begun(place) is None:
-                place.store(_PLAN, _json(request))
-            yield Journal(place, request, before)
-    if done:
-        remove_finished_journal(place)
-        yield None
+        present = check_place(place, request, photos)
+        if present is None and place.load(_PLAN) is None:
+            place.store(_PHOTOS, photos.to_bytes())
+            place.store(_PLAN, _json(request))
+        yield Journal(place, request), present
 
 
-def remove_finished_journal(place: Place) -> None:
-    """Delete the journal beside a finished set that a kill has left; that of an append that goes on stays."""
-    if STATE_FOLDER not in place.names():
-        return
-    with place.locked():
-        begun = _begun(place)
-        if begun is None or not _is_append(begun, open_set(place)):
-            place.remove_state()
-
-
-def check_place(place: Place, request: Mapping[str, Any]) -> bool:
-    """Whether `request` is complete in `place`; raises `UserError` where it may not be built there."""
-    present = open_set(place)
+def check_place(place: Place, request: Mapping[str, Any], photos: Photos) -> ShardSet | None:
+    """The finished set of `request` in `place`, if it is there; raises `UserError` where it may not be built there."""
+    present = place.open_set()
+    if present is not None:
+        earlier = present.parts[0] if present.parts else {}
+        if len(present.parts) != 1 or earlier.get("versions", {}).get("plan") != PLAN_VERSION:
+            raise UserError(
+                f"{place.shown} must be a set that this leanstream began; got a finished one of another. It can be "
+                "read and trained on as it is: choose another --out, or delete the folder."
+            )
+        # A finished set stays what it is; only going on with a build wants the same libraries.
+        _compare(place, earlier, request, "was built", ("settings", "source"), photos, Photos.of_set(place, present))
+        return present
     begun = _begun(place)
-    if present is not None and not _is_append(request, present):
-        if not is_part(present, request):
-            # A finished set stays what it is; only going on with a build wants the same libraries.
-            _compare(place, (present.parts or ({},))[0], request, "was built", ("settings", "source"))
-        return True
-    if begun is not None and (present is None or _is_append(begun, present)):
-        _compare(place, begun, request, "was begun", ("settings", "source", "versions"), append=present is not None)
-        return False
-    strangers = sorted(place.names() - {STATE_FOLDER})
-    if present is None and strangers:
+    if begun is not None:
+        before = Photos.from_bytes(place.load(_PHOTOS) or b"")
+        _compare(place, begun, request, "was begun", ("settings", "source", "versions"), photos, before)
+        return None
+    strangers = sorted(name for name in place.names() - {STATE_FOLDER} if not _is_partial(name))
+    if strangers:
         raise UserError(
             f"--out must be an empty folder, a new one, or one of an earlier build; got {place.shown}, which holds "
             f"{strangers[0]}{' and more' if len(strangers) > 1 else ''}. Choose another."
         )
-    if present is not None:
-        _refuse_leftovers(place, present, strangers)
-    return False
-
-
-def _refuse_leftovers(place: Place, present: ShardSet, names: list[str]) -> None:
-    """Shards that an append would write over, though the set does not know them."""
-    known = {f"{shard.name}.tar" for split in present.splits.values() for shard in split}
-    left = [name for name in names if re.fullmatch(r"(train|val|test)-\d+.*\.tar", name) and name not in known]
-    if left:
-        raise UserError(
-            f"{place.shown} must hold no shards but those of shardset.json; got {left[0]}"
-            f"{f' and {len(left) - 1:,} more' if len(left) > 1 else ''}, perhaps of an append that was given up. "
-            "Move or delete them."
-        )
-
-
-def _begun(place: Place) -> dict[str, Any] | None:
-    """The request of the build that was begun in `place` last."""
-    data = place.load(_PLAN)
-    try:
-        begun = None if data is None else json.loads(data)
-        if begun is None or isinstance(begun, dict):
-            return begun
-    except ValueError:
-        pass
-    raise UserError(
-        f"{place.shown}/{_PLAN} must be JSON; got damaged text. Delete the folder {place.shown} and build again, or "
-        f"where it holds a finished set only {place.shown}/{STATE_FOLDER}."
-    )
-
-
-def _is_append(request: Mapping[str, Any], present: ShardSet | None) -> bool:
-    """Whether `request` adds to `present`; if it did so already, the set has another fingerprint."""
-    return present is not None and request.get("source", {}).get("appended_to") == present.fingerprint
-
-
-def is_part(present: ShardSet, request: Mapping[str, Any]) -> bool:
-    """Whether a part of `present` was made by `request`, whatever the library versions."""
-    return any(not differences(part, request, ("settings", "source")) for part in present.parts)
-
-
-def sample_settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make the samples, which are the same in all parts of a set."""
-    return {name: value for name, value in request.get("settings", {}).items() if name not in PLANNING}
-
-
-def _compare(
-    place: Place,
-    earlier: Mapping[str, Any],
-    request: Mapping[str, Any],
-    verb: str,
-    sections: tuple[str, ...],
-    *,
-    append: bool = False,
-) -> None:
-    different = differences(earlier, request, sections, f"{verb} with")
-    if different:
-        thing = f"the append to {place.shown}" if append else place.shown
-        remedy = (
-            f"Give the same, or give up what was begun: delete {place.shown}/{STATE_FOLDER} and the shards that "
-            "shardset.json does not name"
-            if append
-            else "Give the same, choose another --out, or delete the folder"
-        )
-        raise UserError(
-            f"{thing} must be built with the settings, photos and library versions that it {verb} with; "
-            f"got {', '.join(different)}. {remedy}."
-        )
+    return None
 
 
 def differences(
@@ -238,6 +163,46 @@ def differences(
     ]
 
 
+def _is_partial(name: str) -> bool:
+    """Whether a kill left it behind before it had its name."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def _begun(place: Place) -> dict[str, Any] | None:
+    """The request of the build that was begun in `place` last."""
+    data = place.load(_PLAN)
+    try:
+        begun = None if data is None else json.loads(data)
+        if begun is None or (isinstance(begun, dict) and all(isinstance(part, dict) for part in begun.values())):
+            return begun
+    except ValueError:
+        pass
+    raise UserError(
+        f"{place.shown}/{_PLAN} must be JSON of a build; got damaged text. Delete {place.shown} and build again."
+    )
+
+
+def _compare(
+    place: Place,
+    earlier: Mapping[str, Any],
+    request: Mapping[str, Any],
+    verb: str,
+    sections: tuple[str, ...],
+    photos: Photos,
+    before: Photos | None,
+) -> None:
+    different = differences(earlier, request, sections, f"{verb} with")
+    if not different:
+        return
+    others = [] if before is None else photos.compared_with(before, place)
+    if others:  # Names say more than two digests.
+        different = [*others, *(one for one in different if not one.startswith(("listing_sha256", "photos ")))]
+    raise UserError(
+        f"{place.shown} must be built with the settings, photos and library versions that it {verb} with; "
+        f"got {', '.join(different)}. Give the same, choose another --out, or delete the folder."
+    )
+
+
 def _flat(request: Mapping[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
     """The values that decide about the set, by name; what the source is called does not."""
     flat = {key: value for section in sections for key, value in request.get(section, {}).items()}
@@ -245,7 +210,7 @@ def _flat(request: Mapping[str, Any], sections: tuple[str, ...]) -> dict[str, An
 
 
 def _or_none(value: object) -> object:
-    return None if value is False else value
+    return None if value is False or value == [] else value
 
 
 def _show(value: object) -> str:

@@ -1,56 +1,74 @@
-"""The key of each sample: its path without the extension, in characters that every WebDataset reader accepts."""
+"""The key of each sample: its path without the extension, in characters that every reader of a tar takes alike.
+
+张三/0 1.jpg    张三/0_1       letters, marks and digits of every script, as composed characters (NFC)
+__x__/._a.jpg   _x__/_a        webdataset skips a first folder `__x__`, datasets names that begin with `.` or `__`
+a.jpg, A.png    a-509b0d46     they would be one file where a disk tells no cases apart
+"""
 
 import hashlib
 import re
+import unicodedata
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.format import MAX_KEY_BYTES
-from shard_tool.sources.listing import Listing
+from shard_tool.sources.listing import Listing, name_hash, printable
 
-_UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]")
-# A dot would end the key, and only ASCII means the same to every tar reader.
+_UNSAFE = re.compile(r"[^\w/-]")
+"""A dot would end the key; blanks and signs mean something to shells and readers. Marks of letters are looked up."""
+_SKIPPED = re.compile(r"(?:(?<=/)|^)__+")
+_SLASHES = re.compile(r"^/+|(?<=/)/+")
+_ROW = re.compile(r"#(\d+)$")
+"""Behind the name of a table or of its image: rows are told apart by their numbers."""
+_HASH_DIGITS = 8
 
 
 class Keys:
     """The keys of a whole listing, made on demand; only the few that need a hash are remembered."""
 
-    def __init__(self, listing: Listing, taken: NDArray[np.uint64] | None = None) -> None:
-        """`taken` are the hashes of keys that samples outside the listing have."""
+    def __init__(self, listing: Listing) -> None:
         self._listing = listing
-        self._taken = np.empty(0, np.uint64) if taken is None else taken
-        self._hashed: set[int] = set()
+        self._digits: dict[int, int] = {}
+        """Of the hash of each item that shares its key with others."""
         while clashes := self._clashes():
-            self._hashed |= clashes
+            for item in clashes - self._digits.keys() or clashes:
+                self._digits[item] = self._digits.get(item, 0) + _HASH_DIGITS
+                assert self._digits[item] <= 64, "the paths of a listing differ"
 
     def __getitem__(self, item: int) -> str:
         path = self._listing[item]
-        folder, slash, name = path.rpartition(b"/")
-        name, _, row = name.partition(b"#")  # Of a table: its rows are told apart by their numbers.
-        stem = name.rpartition(b".")[0] or name
-        key = _UNSAFE.sub(b"_", folder + slash + stem + (b"_" + row if row else b""))
-        if item in self._hashed or len(key) > MAX_KEY_BYTES:
-            key = key[: MAX_KEY_BYTES - 9] + b"-" + hashlib.sha256(path).hexdigest()[:8].encode()
-        return key.decode()
-
-    def hashes(self) -> NDArray[np.uint64]:
-        """[inputs] `name_hash` of every key."""
-        count = len(self._listing)
-        return np.fromiter((name_hash(self[item].encode()) for item in range(count)), np.uint64, count)
+        folder, slash, name = printable(path).rpartition("/")
+        row = _ROW.search(name)
+        name = name[: row.start()] if row else name
+        stem = name.rpartition(".")[0] or name
+        key = folder + slash + stem + (f"_{row[1]}" if row else "")
+        if not key.isascii():
+            key = unicodedata.normalize("NFC", key)
+        key = _SKIPPED.sub("_", _SLASHES.sub("", _UNSAFE.sub(_mark_or_underscore, key)))
+        digits = self._digits.get(item, 0)
+        if digits or len(key.encode()) > MAX_KEY_BYTES:
+            digits = max(digits, _HASH_DIGITS)
+            key = key.encode()[: MAX_KEY_BYTES - 1 - digits].decode(errors="ignore")
+            key += "-" + hashlib.sha256(path).hexdigest()[:digits]
+        return key
 
     def _clashes(self) -> set[int]:
-        """Items that share their key with another and have no hash yet."""
-        hashes = self.hashes()
+        """Items whose keys are one to a disk that tells no cases apart."""
+        count = len(self._listing)
+        folded = (_folded(self[item]) for item in range(count))
+        hashes: NDArray[np.uint64] = np.fromiter((name_hash(key.encode()) for key in folded), np.uint64, count)
         order = np.argsort(hashes, kind="stable")
         same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        outside = np.flatnonzero(np.isin(hashes, self._taken)) if len(self._taken) else same[:0]
-        return {*order[same].tolist(), *order[same + 1].tolist(), *outside.tolist()} - self._hashed
+        return {*order[same].tolist(), *order[same + 1].tolist()}
 
 
-def name_hash(name: bytes) -> int:
-    """64 bits that stand for `name` where 200,000 strings would cost too much memory."""
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+def _mark_or_underscore(found: re.Match[str]) -> str:
+    return found[0] if unicodedata.category(found[0]).startswith("M") else "_"
+
+
+def _folded(key: str) -> str:
+    return unicodedata.normalize("NFC", key.casefold())
 
 
 def in_share(key: str, share: float) -> bool:

@@ -1,185 +1,321 @@
-"""`make-shards`, from the photos to the summary.
+"""`make-shards`, from the photos to the summary. The same command answers every state of a set.
 
-source ──> what the place holds already ──> plan ──> journal ──> duplicates ──> estimate ──> build ──> summary
+nothing there      source ──> plan ──> duplicates ──> estimate ──> groups ──> shardset.json
+interrupted        the same, without the groups that are finished
+finished           says so, once every shard has the bytes that are recorded
+damaged            makes the lost shards again, and takes them if they are what they were
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import tyro
 
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, UserError
 from pipeline.format import SPLITS, ShardSet
+from pipeline.machine import usable_cores
+from shard_tool.build.bucket import STAGING, place_of
 from shard_tool.build.duplicates import find_candidates, find_duplicates
 from shard_tool.build.estimate import LONG_BUILD_PHOTOS, estimate, free_bytes, show_time, warn
-from shard_tool.build.growth import check_growth, plan_growth, plan_part
-from shard_tool.build.journal import Journal, check_place, open_journal, remove_finished_journal
-from shard_tool.build.labels import FOLDERS, Table, find_labels
-from shard_tool.build.place import Place, open_set, place_of
-from shard_tool.build.plan import Plan
-from shard_tool.build.run import build, finished_groups, show_reasons
-from shard_tool.care.contents import megabytes
-from shard_tool.display import show_progress
-from shard_tool.settings import Settings, describe_request
+from shard_tool.build.journal import Journal, check_place, differences, open_journal
+from shard_tool.build.place import STATE_FOLDER, Place
+from shard_tool.build.plan import Plan, make_plan
+from shard_tool.build.record import Photos, photos_of_sets
+from shard_tool.build.writing import Build, build_groups, complete, finished_groups, json_pad, restore, show_reasons
+from shard_tool.display import counted, megabytes, show_progress
+from shard_tool.image.photo import library_versions
+from shard_tool.labels.find import FOLDERS, Carried, Table, find_labels
+from shard_tool.options import PLAN_VERSION, Options
+from shard_tool.sources.folder import FolderSource
+from shard_tool.sources.listing import Listing
 from shard_tool.sources.opening import open_sources
-from shard_tool.sources.protocol import WHATEVER, Source, Wanted
+from shard_tool.sources.protocol import Known, Source
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a build is run; none of it changes a byte of the set."""
+class MakeShards(Options):
+    """Turn photos into a shard set.
 
-    threads: int
+    The same command goes on after an interruption, says that a set is finished, and makes damaged shards again.
+    """
+
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
+    """One or more of: a folder of photos, a zip, a tar (also .tar.gz), WebDataset shards, parquet files, a folder that
+    `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
+    out: str | None = None
+    """Folder or bucket (s3://bucket/faces-64) for the set; by default shards/<name of the source>-<size>."""
+    skip_unreadable: bool = False
+    """Leave out photos that cannot be read, with the reason, instead of stopping for another try."""
+    threads: int | None = None
+    """Threads to decode with; by default one for each core. The bytes do not depend on it."""
     ray: str | None = None
-    """Address of a Ray cluster; `local`: one is started here; None: threads of this process."""
-    staging: Path = Path("shards/.staging")
-    """Folder for shards on their way to a bucket."""
-    append: bool = False
-    """Whether photos that are new are added to a finished set."""
-    dry_run: bool = False
+    """Build on a Ray cluster: its address, or nothing for one that is started here."""
+    staging: Path = STAGING
+    """Folder for shards on their way to a bucket; they leave it as soon as they have arrived."""
     force: bool = False
-    """Whether to begin though the disk seems too small."""
+    """Begin even if the disk seems too small."""
+    dry_run: bool = False
+    """Say what would be done, with an estimate of space and time, and write nothing."""
     quiet: bool = False
+    """Print nothing but errors."""
+    debug: bool = False
+    """Show the full traceback of an error."""
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
+        """Nothing: `options` finds what is wrong, outside of the parser and its frame around errors."""
+
+    @property
+    def options(self) -> Options:
+        """Those that decide about the bytes of the set; `UserError` where something is wrong with the command."""
+        if not self.sources:
+            raise UserError(
+                "make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL."
+            )
+        if self.threads is not None and self.threads < 1:
             raise UserError(f"threads must be at least 1; got {self.threads}. Leave it out for one for each core.")
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+
+    @property
+    def workers(self) -> int:
+        """Threads to decode with."""
+        return self.threads or usable_cores()
 
 
-def make_shards(
-    sources: Sequence[str],
-    out: str | None,
-    settings: Settings,
-    manner: Manner,
-    *,
-    labels: str | None = None,
-    wanted: Wanted = WHATEVER,
-) -> None:
-    """Build the set of the photos in `sources`, go on with it, or add to it; prints a summary.
+def make_shards(command: MakeShards) -> int:
+    """Build a set, go on with it, or restore it; prints a summary. Returns the exit code.
 
-    `labels` is what `find_labels` takes.
-
-    Raises what `build` raises, and `UserError` for a source or an output folder that cannot be used.
+    Raises what `build_groups` raises, and `UserError` for a source or an output folder that cannot be used.
     """
-    started = time.monotonic()
-    source = open_sources(sources, wanted)
-    place = place_of(out or f"shards/{source.name}-{settings.recipe.size}", manner.staging)
-    attributes, partition = find_labels(source, labels)
-    if labels is not None and attributes is not None and not settings.json:
+    started, options = time.monotonic(), command.options
+    source = open_sources(command.sources, options)
+    place = place_of(command.out or f"shards/{source.name}-{options.size}", command.staging)
+    source, newcomers = _as_it_was(source, place)
+    labels = find_labels(source, options.labels)
+    if options.labels is not None and labels.labels is not None and options.no_json:
         raise UserError("labels must be stored in each sample's json; got --no-json. Leave out one of the two.")
-    present = open_set(place)
-    growth = plan_growth(place, present, source) if manner.append and present is not None else None
-    if growth is not None and not growth.new.any():
-        remove_finished_journal(place)
-        _tell(manner, f"{place.shown} has all {len(source.listing):,} photos already; nothing to append.")
-        return
-    plan = plan_part(source, attributes, partition, settings, growth)
-    request = describe_request(source, plan, settings, None if growth is None else growth.appended_to)
-    if present is not None and check_growth(place, present, source, plan, request, append=growth is not None):
-        _tell(manner, f"{place.shown} is already complete.")
-        return
-    if manner.dry_run:
-        check_place(place, request)
-        print("\n".join(_forecast(place, source, plan, settings)))
-        return
-    with open_journal(place, request) as journal:
-        if journal is None:
-            _tell(manner, f"{place.shown} is already complete.")
-            return
-        if settings.drop_duplicates:
-            plan = _without_duplicates(journal, source, plan, None if growth is None else growth.known, manner)
-        built, shard_set, reasons = _build(journal, source, plan, settings, manner)
-    _tell(manner, "\n".join(_summary(place, shard_set, reasons, plan, source, built, time.monotonic() - started)))
+    plan = make_plan(
+        source,
+        labels.labels,
+        labels.partition,
+        labels.carried,
+        val_fraction=options.val_fraction,
+        shard_samples=options.planned_samples,
+        group_samples=options.group_samples,
+        seed=options.order_seed,
+        limit=options.limit,
+        val_by_folder=options.val_by == "folder",
+    )
+    photos, others = Photos.of(source.listing), photos_of_sets(options.not_in)
+    elsewhere = np.zeros(len(source.listing), np.bool_)
+    for other in others:
+        elsewhere |= photos.held_by(other)
+    plan = plan.without({}, np.flatnonzero(elsewhere))
+    request = _request(source, plan, options, labels.carried, others)
+    present = check_place(place, request, photos)
+    if command.dry_run and present is None:
+        print("\n".join(_forecast(place, source, plan, options, labels.notes)))
+        return EXIT_DONE
+    lost = set() if present is None or command.dry_run else _lost(place, present, command)
+    if present is not None and not lost:
+        if newcomers:
+            raise UserError(
+                f"{place.shown} must be built with the photos that it was built with; got {newcomers}. Make another "
+                f"set of them (--out OTHER --not-in {place.shown}) and train on both."
+            )
+        if STATE_FOLDER in place.names():  # A kill has left it.
+            with place.locked():
+                place.remove_state()
+        _tell(command, f"{place.shown} is already complete.")
+        return EXIT_DONE
+    with open_journal(place, request, photos) as (journal, present):
+        if options.drop_duplicates:
+            plan = _without_duplicates(place, source, plan, others, np.flatnonzero(elsewhere), command)
+        build = Build(source, plan, options, json_pad(plan, options), command.skip_unreadable)
+        if present is not None:
+            return _restore(journal, build, present, lost, request, command)
+        left = _build(journal, build, command)
+        shard_set, reasons = complete(journal, build, photos)
+    _tell(
+        command, "\n".join(_summary(place, shard_set, reasons, build, left, time.monotonic() - started, labels.notes))
+    )
+    return EXIT_DONE
 
 
-def _tell(manner: Manner, text: str) -> None:
-    if not manner.quiet:
+def _as_it_was(source: Source, place: Place) -> tuple[Source, str]:
+    """A folder without the photos that came after its set was finished, and what these are.
+
+    So damage can be undone though the folder has grown.
+    """
+    present = place.open_set() if isinstance(source, FolderSource) else None
+    before = None if present is None else Photos.of_set(place, present)
+    if before is None or not isinstance(source, FolderSource) or source.known != Known():
+        return source, ""
+    now = Photos.of(source.listing)
+    was_there = np.isin(now.rows["path"], before.rows["path"])
+    entries = ((source.listing[item], int(source.listing.sizes[item])) for item in np.flatnonzero(was_there).tolist())
+    changes = now.compared_with(before, place)
+    if was_there.all() or len(changes) > 1:
+        return source, ""
+    return replace(source, listing=Listing(entries)), changes[0]
+
+
+def _request(
+    source: Source, plan: Plan, options: Options, carried: Carried | None, others: list[Photos]
+) -> dict[str, dict[str, object]]:
+    """What a set is a function of, in the form that `shardset.json` records; no absolute path is in it."""
+    tables = {"attributes_sha256": plan.attributes, "partition_sha256": plan.partition, "carried_sha256": carried}
+    settings = options.record()
+    if plan.partition is not None:
+        settings["val_fraction"] = settings["val_by"] = None
+    return {
+        "settings": settings,
+        "source": {
+            "source_name": source.name,
+            "photos": len(source.listing),
+            "listing_sha256": source.listing.sha256(),
+            **source.origin,
+            **{name: table.sha256 if table else None for name, table in tables.items()},
+            "not_in_sha256": [other.sha256() for other in others],
+        },
+        "versions": {"plan": PLAN_VERSION, **library_versions()},
+    }
+
+
+def _tell(command: MakeShards, text: str) -> None:
+    if not command.quiet:
         print(text)
 
 
 def _without_duplicates(
-    journal: Journal, source: Source, plan: Plan, known: NDArray[np.bool_] | None, manner: Manner
+    place: Place,
+    source: Source,
+    plan: Plan,
+    others: list[Photos],
+    elsewhere: "np.typing.NDArray[np.int64]",
+    command: MakeShards,
 ) -> Plan:
-    groups = find_candidates(source, plan, known)
-    with show_progress("looking for duplicates", sum(map(len, groups)), quiet=manner.quiet) as report:
-        stays = find_duplicates(journal.place, source, groups, known, threads=manner.threads, report=report)
-    return plan.without(stays)
+    groups = find_candidates(source, plan, others)
+    with show_progress("looking for duplicates", sum(map(len, groups)), quiet=command.quiet) as report:
+        stays, more = find_duplicates(place, source, groups, others, threads=command.workers, report=report)
+    return plan.without(stays, np.concatenate([elsewhere, more]))
 
 
-def _build(
-    journal: Journal, source: Source, plan: Plan, settings: Settings, manner: Manner
-) -> tuple[int, ShardSet, Counter[str]]:
-    """Returns the photos that this run has done, the set, and the rejections by reason."""
-    finished = finished_groups(journal, plan)
-    left = plan.photos - finished.photos
+def _lost(place: Place, present: ShardSet, command: MakeShards) -> set[str]:
+    """Names of the shards of a finished set that are not, byte for byte, what is recorded."""
+    shards = [shard for split in present.splits.values() for shard in split]
+    lost, done = set(), 0
+    with show_progress("checking", sum(shard.samples for shard in shards), quiet=command.quiet, counted="") as report:
+        for shard in shards:
+            if not place.holds(shard, every_byte=True) and not place.write_index(shard):
+                lost.add(shard.name)
+            done += shard.samples
+            report(done, len(lost))
+    return lost
+
+
+def _restore(
+    journal: Journal, build: Build, present: ShardSet, lost: set[str], request: dict[str, dict[str, object]],
+    command: MakeShards,
+) -> int:  # fmt: skip
+    left = restore(journal, build, present, lost, threads=command.workers)
+    journal.place.remove_state()
+    restored, place = len(lost) - len(left), journal.place.shown
+    if restored:
+        _tell(command, f"{place} had {len(lost):,} damaged shards; {restored:,} are again what they were.")
+    if left:
+        changed = ", ".join(differences(present.parts[0], request, ("versions",)))
+        why = f"library versions: {changed}" if changed else "photos of the same names and sizes and other content"
+        print(
+            f"error: shards that are made again must have the bytes that are recorded; got others for "
+            f"{', '.join(left)}, perhaps by {why}. Put back what it was made with, or delete {place} and build anew.",
+            file=sys.stderr,
+        )
+    return EXIT_FAULT if left else EXIT_DONE
+
+
+def _build(journal: Journal, build: Build, command: MakeShards) -> int:
+    """Build all groups; returns the photos that this run has done."""
+    finished = finished_groups(journal, build.plan)
+    left = build.plan.photos - finished.photos
     if left >= LONG_BUILD_PHOTOS:
-        expected = estimate(source, plan, settings)
-        warn(journal.place, expected, left / plan.photos, manner.threads, force=manner.force, quiet=manner.quiet)
-    with show_progress("making shards", plan.photos, quiet=manner.quiet) as report:
-        if manner.ray is not None:
+        expected = estimate(build.source, build.plan, build.options)
+        share, threads = left / build.plan.photos, command.workers
+        warn(journal.place, expected, share, threads, force=command.force, quiet=command.quiet)
+    with show_progress("making shards", build.plan.photos, quiet=command.quiet) as report:
+        if command.ray is not None:
             from shard_tool.build.ray_build import build_on_ray  # Heavy, and an extra.
 
-            made = build_on_ray(
-                journal, source, plan, settings, finished, address=manner.ray, threads=manner.threads, report=report
-            )
+            build_on_ray(journal, build, finished, address=command.ray, threads=command.workers, report=report)
         else:
-            made = build(journal, source, plan, settings, finished, threads=manner.threads, report=report)
-    return left, *made
+            build_groups(journal, build, finished, threads=command.workers, report=report)
+    return left
 
 
 def _summary(
-    place: Place, shard_set: ShardSet, reasons: Counter[str], plan: Plan, source: Source, built: int, seconds: float
+    place: Place,
+    shard_set: ShardSet,
+    reasons: Counter[str],
+    build: Build,
+    built: int,
+    seconds: float,
+    notes: Sequence[str],
 ) -> list[str]:
-    splits = shard_set.splits
+    splits, plan = shard_set.splits, build.plan
     kept = sum(split.total for split in splits.values())
     shards = sum(len(split) for split in splits.values())
     size = sum(int(split.bytes.sum()) for split in splits.values())
     lines = [
-        f"{place.shown} is complete: {kept:,} images of {shard_set.image_size} px in {shards:,} shards, "
-        f"{megabytes(size)}",
-        f"  added     {plan.photos:,} new photos, part {len(shard_set.parts)}" if len(shard_set.parts) > 1 else "",
+        f"{place.shown} is complete: {counted(kept, 'image')} of {shard_set.image_size} px in "
+        f"{counted(shards, 'shard')}, {megabytes(size)}",
         f"  splits    {', '.join(f'{name} {split.total:,}' for name, split in splits.items())}{_where_from(plan)}",
         f"  labels    {_labels(plan)}" if shard_set.attributes or shard_set.classes else "",
         f"  rejected  {show_reasons(reasons) or 'none'}{', see rejected.jsonl' if reasons else ''}",
-        f"  ignored   {source.ignored:,} files that are no images" if source.ignored else "",
+        _ignored(build.source),
+        *(f"  note      {note}" for note in notes),
         f"  time      {seconds:,.1f} s, {built / seconds:,.0f} images/s",
         f"Next: accelerate launch --quiet train/run.py --data.shards {place.shown}",
     ]
     return [line for line in lines if line]
 
 
-def _forecast(place: Place, source: Source, plan: Plan, settings: Settings) -> list[str]:
+def _forecast(place: Place, source: Source, plan: Plan, options: Options, notes: Sequence[str]) -> list[str]:
     shards = Counter(shard.split for group in plan.iter_groups() for shard in group.shards)
     samples = plan.samples()
     # Where bytes limit the shards, their number is not known before they are made.
     numbers = {name: f" (shards: {shards[name]:,})" if plan.shard_samples is not None else "" for name in SPLITS}
     expected = [f"{name} {samples[name]:,}{numbers[name]}" for name in SPLITS if samples[name]]
     left_out = plan.photos - sum(samples.values())
-    tried = estimate(source, plan, settings, chunks=4)
+    tried = estimate(source, plan, options, chunks=4)
     lines = [
         f"{place.shown} would be made of {plan.photos:,} photos from '{source.name}'; nothing was written.",
         f"  splits    {', '.join(expected)}{_where_from(plan)}",
-        f"  labels    {_labels(plan) if settings.json else 'none'}",
-        f"  left out  {left_out:,} photos that a table does not name" if left_out else "",
+        f"  labels    {'none' if options.no_json else _labels(plan)}",
+        f"  left out  {left_out:,} photos that a table does not name, or that another set holds" if left_out else "",
         f"  rejected  about {tried.rejected:.0%} ({show_reasons(tried.reasons) or 'none'} of {tried.tried} tried)",
-        f"  ignored   {source.ignored:,} files that are no images" if source.ignored else "",
+        _ignored(source),
+        *(f"  note      {note}" for note in notes),
         f"  space     about {megabytes(tried.bytes)}; {megabytes(free_bytes(place.workshop))} are free",
         f"  time      about {show_time(tried.seconds)} on one core",
     ]
     return [line for line in lines if line]
 
 
+def _ignored(source: Source) -> str:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(source.ignored).most_common())
+    return f"  ignored   {kinds}" if kinds else ""
+
+
 def _labels(plan: Plan) -> str:
     if plan.attributes is None:
         return "none"
-    count, what = len(plan.attributes.columns), "attributes"
-    if plan.attributes.classes:
-        count, what = len(plan.attributes.classes), "classes"
-    return f"{count:,} {what} (by {_origin(plan.attributes)})"
+    attributes, classes = len(plan.attributes.columns), len(plan.attributes.classes)
+    what = counted(classes, "class", "classes") if classes else counted(attributes, "attribute")
+    return f"{what} (by {_origin(plan.attributes)})"
 
 
 def _where_from(plan: Plan) -> str:

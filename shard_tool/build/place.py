@@ -1,27 +1,32 @@
-"""Where a set is built: a folder of this machine here, a bucket in `bucket.py`, and what the build does to either.
+"""Where a set is built: a folder of this machine here, a bucket in `bucket.py`, and what a build does to either.
 
-    ShardWriter ──> workshop/train-000007.tar ──hand_in──> the place
-    journal     ──────────────────────────────load/store──> the place, below .build/
+    ShardWriter ──> workshop/train-000007.tar ──take──> the place
+    journal     ────────────────────────────load/store──> the place, below .build/
 
-In a folder the workshop is the place itself, and handing in is nothing.
+In a folder the workshop is the place itself. What may not appear there unseen (a restored shard, one of a task on a
+cluster) is written into `desk()`, and taken from there.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import ShardError, UserError
-from pipeline.files import is_url, sync_folder, try_lock, write_atomic
+from pipeline.files import sync_folder, try_lock, write_atomic
 from pipeline.format import SHARDSET_FILE, Index, Shard, ShardSet
+from pipeline.tar import scan_tar
 
 STATE_FOLDER = ".build"
+_CHUNK_BYTES = 1 << 20
 
 
 class Place(Protocol):
-    """A folder that becomes a shard set. Names are relative to it, with `/` between their parts."""
+    """A folder that becomes a shard set. Names are relative to it, with `/` between their parts; it can be pickled."""
 
     @property
     def shown(self) -> str:
@@ -39,6 +44,9 @@ class Place(Protocol):
     def spool(self) -> Path:
         """A folder of this machine for files without a name."""
 
+    def open_set(self) -> ShardSet | None:
+        """The finished set in the place, None where there is none; `ShardError` where its description is damaged."""
+
     def names(self) -> set[str]:
         """What lies in the place, folders included; `UserError` where it is no folder."""
 
@@ -48,20 +56,32 @@ class Place(Protocol):
     def store(self, name: str, data: bytes | bytearray) -> None:
         """Write a file; it is durable, and either whole or not there."""
 
-    def hand_in(self, shard: Shard) -> None:
-        """Take over a finished shard of the workshop. This may wait until there is room for the next one."""
+    def for_nodes(self) -> "Place":
+        """The place as another machine's process finds it."""
+
+    def desk(self) -> contextlib.AbstractContextManager[Path]:
+        """A new folder of this machine for shards that are taken, or not; it goes with what is left in it.
+
+        Raises `UserError` on a node that does not see the place.
+        """
+
+    def take(self, folder: Path, shard: Shard) -> None:
+        """Take over a finished shard of `folder`. This may wait until there is room for the next one."""
 
     def after(self, action: Callable[[], None]) -> None:
-        """Call `action` once everything that was handed in so far is safe."""
+        """Call `action` once everything that was taken so far is safe."""
 
     def settle(self) -> None:
-        """Wait until everything that was handed in is safe."""
+        """Wait until everything that was taken is safe."""
 
     def publish(self, name: str) -> None:
         """Take over another finished file of the workshop, durably."""
 
-    def holds(self, shard: Shard) -> bool:
-        """Whether the place has this shard, whole as far as a look at it tells."""
+    def holds(self, shard: Shard, *, every_byte: bool = False) -> bool:
+        """Whether the place has this shard, whole as far as a look at it tells, or by its hash."""
+
+    def write_index(self, shard: Shard) -> bool:
+        """Write the index of a shard anew if its tar is whole; whether it was."""
 
     def room_for(self, total: int) -> int:
         """Bytes of this machine's disk that a set of `total` bytes takes while it is built."""
@@ -71,27 +91,6 @@ class Place(Protocol):
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keep other builds of this machine away; `UserError` where one is running."""
-
-
-def place_of(out: str | os.PathLike[str], staging: Path) -> Place:
-    """The place that `--out` names; what goes to a bucket is built in a folder below `staging`."""
-    if is_url(out) and not os.fspath(out).startswith("file://"):
-        from shard_tool.build.bucket import Bucket
-
-        return Bucket.open(os.fspath(out), staging)
-    return Folder(Path(os.fspath(out).removeprefix("file://")))
-
-
-def open_set(place: Place) -> ShardSet | None:
-    """The finished set in `place`, None where there is none; `ShardError` where its description is damaged."""
-    if isinstance(place, Folder):
-        return ShardSet.open(place.path) if (place.path / SHARDSET_FILE).exists() else None
-    data = place.load(SHARDSET_FILE)
-    if data is None:
-        return None
-    place.workshop.mkdir(parents=True, exist_ok=True)
-    write_atomic(place.workshop / SHARDSET_FILE, data)
-    return ShardSet.open(place.workshop)
 
 
 class Folder:
@@ -120,6 +119,10 @@ class Folder:
         """Beside the journal."""
         return self.path / STATE_FOLDER
 
+    def open_set(self) -> ShardSet | None:
+        """By its description."""
+        return ShardSet.open(self.path) if (self.path / SHARDSET_FILE).exists() else None
+
     def names(self) -> set[str]:
         """What lies in it."""
         if self.path.exists() and not self.path.is_dir():
@@ -138,11 +141,35 @@ class Folder:
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path / name, data)
 
-    def hand_in(self, shard: Shard) -> None:
-        """Nothing: the writer has synced and renamed it."""
+    def for_nodes(self) -> "Folder":
+        """By its whole path."""
+        return Folder(self.path.absolute())
+
+    @contextlib.contextmanager
+    def desk(self) -> Iterator[Path]:
+        """Beside the journal, on the same disk: from there a shard is renamed."""
+        if not self.spool.is_dir():
+            raise UserError(
+                f"--out must be a folder that every node of the cluster sees, or a bucket; got {self.path}, which "
+                f"{os.uname().nodename} does not. Mount it there, or give --out s3://bucket/name."
+            )
+        folder = self.spool / f"desk-{uuid.uuid4().hex}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def take(self, folder: Path, shard: Shard) -> None:
+        """Rename it: a tar without its index is whole to every reader, and the index without its tar is not."""
+        if folder == self.path:
+            return  # The writer has synced and renamed it.
+        for suffix in ("tar", "index"):
+            os.replace(folder / f"{shard.name}.{suffix}", self.path / f"{shard.name}.{suffix}")
+        sync_folder(self.path)
 
     def after(self, action: Callable[[], None]) -> None:
-        """At once: all that was handed in is safe."""
+        """At once: all that was taken is safe."""
         action()
 
     def settle(self) -> None:
@@ -152,15 +179,31 @@ class Folder:
         """Make its new name durable."""
         sync_folder(self.path)
 
-    def holds(self, shard: Shard) -> bool:
-        """By the size of its tar, and its index."""
+    def holds(self, shard: Shard, *, every_byte: bool = False) -> bool:
+        """By the size of its tar and its index; or by the tar's sha256."""
         tar, index = self.path / f"{shard.name}.tar", self.path / f"{shard.name}.index"
         try:
-            if tar.stat().st_size != shard.bytes:
+            if tar.stat().st_size != shard.bytes or (every_byte and sha256_of(tar) != shard.sha256):
                 return False
             return Index.from_bytes(index.read_bytes(), str(index)).tar_sha256 == shard.sha256
         except (FileNotFoundError, ShardError):
             return False
+
+    def write_index(self, shard: Shard) -> bool:
+        """By a scan of the tar."""
+        tar, index = self.path / f"{shard.name}.tar", self.path / f"{shard.name}.index"
+        try:
+            if not tar.exists() or sha256_of(tar) != shard.sha256:
+                return False
+            made = scan_tar(tar).to_bytes()
+        except ShardError:
+            return False
+        if index.exists() and not _was_ours(index.read_bytes(), made):
+            raise UserError(
+                f"{index} must be an index of this set; got another file. Move it away and run the command again."
+            )
+        write_atomic(index, made)
+        return True
 
     def room_for(self, total: int) -> int:
         """All of it."""
@@ -172,8 +215,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """By a lock file in `.build/`."""
+        """By a lock file in `.build/`; what killed tasks have left there goes."""
         with lock_file(self.path / STATE_FOLDER / "lock", self.shown):
+            for left in self.spool.glob("desk-*"):
+                shutil.rmtree(left, ignore_errors=True)
             yield
 
 
@@ -188,3 +233,17 @@ def lock_file(path: Path, shown: str) -> Iterator[None]:
                 "Wait for it, or stop it first."
             )
         yield
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _was_ours(data: bytes, made: bytes) -> bool:
+    """Whether a damaged index was one: by its first bytes, by its length, or because nothing is left of it."""
+    return data[:8] == made[:8] or len(data) == len(made) or not data.strip(b"\0")

@@ -5,6 +5,13 @@
 A group is the atomic unit of a build. Its photos, its shards' names and their order are known before anything is read,
 so that groups can be built in any order, by anyone, and give the same bytes. Where shards are limited by bytes, a
 group has one run of samples a split, and cuts it into as many shards as it takes: `train-000007-000`, `-001` and so on.
+
+    chunks of the listing     0  1  2  3 | 4  5  6  7 | 8  9        four groups: hands of four chunks
+    mixed within each hand    2  0  3  1 | 5  4  7  6 | 9  8
+    one of each for a group   2,5,.. 0,4,8 3,7,.. 1,6,9
+
+Every group takes one chunk of each stretch of the listing. So a folder that is sorted by person or class gives groups
+that are alike, more so than a shuffle of all photos would; `benchmarks/spread.py` measures it.
 """
 
 import functools
@@ -19,15 +26,16 @@ from pipeline.counter import permutation
 from pipeline.format import SPLITS
 from pipeline.machine import release_memory
 from shard_tool.build.keys import Keys, in_share
-from shard_tool.build.labels import NOT_LISTED, Table
-from shard_tool.build.spread import make_groups
+from shard_tool.labels.find import NOT_LISTED, Table
 from shard_tool.sources.listing import Listing, printable
 from shard_tool.sources.protocol import Access, Source
 
-GROUP_SHARDS = 4
-"""Full shards a group; what a kill can cost, and how far photos that lie side by side are spread at least."""
-DUPLICATE = -2
-"""In place of a split: the input has the bytes of an earlier one. Beside `NOT_LISTED`."""
+DUPLICATE, ELSEWHERE = -2, -3
+"""In place of a split, beside `NOT_LISTED`: the input has the bytes of an earlier one; another set holds it."""
+
+
+Carries = Callable[[int], dict[str, object]]
+"""Gives fields for the json of an input."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,15 @@ class Plan:
     """The labels: 0/1 attributes, or one class for each photo."""
     partition: Table | None
     split_of: NDArray[np.int8]
-    """[inputs] A number into `SPLITS`, or `NOT_LISTED`, or `DUPLICATE`."""
+    """[inputs] A number into `SPLITS`, or `NOT_LISTED`, `DUPLICATE`, `ELSEWHERE`."""
     groups: tuple[NDArray[np.int64], ...]
     """The items of each group, in listing order."""
     shard_samples: int | None
     """Most samples in a shard; None where it is limited by bytes."""
     seed: int | None
     """Of all permutations; None: everything keeps the order of the listing."""
-    carried: Callable[[int], dict[str, object]]
+    carried: Carries
     """What else the source says about an input, for the json of its sample."""
-    first: Mapping[str, int] = field(default_factory=dict)
-    """By split, the number of the first shard, where it is not 0."""
     stays: Mapping[int, int] = field(default_factory=dict)
     """For each duplicate, the item with the same bytes that stays."""
 
@@ -79,19 +85,15 @@ class Plan:
         """Inputs that take part; some of them may be left out without being read."""
         return sum(len(items) for items in self.groups)
 
-    def without(self, stays: Mapping[int, int]) -> "Plan":
-        """This plan where the keys of `stays` are left out as duplicates of its values; groups keep their items."""
+    def without(self, stays: Mapping[int, int], elsewhere: NDArray[np.int64]) -> "Plan":
+        """This plan without the keys of `stays`, duplicates of its values, and what is `elsewhere`.
+
+        Groups keep their items.
+        """
         split_of = self.split_of.copy()
         split_of[list(stays)] = DUPLICATE
+        split_of[elsewhere] = ELSEWHERE
         return replace(self, split_of=split_of, stays=stays)
-
-    def shard_numbers(self) -> dict[str, list[int]]:
-        """By split, the number of the first shard and the one after the last, whether it got samples or not."""
-        found: dict[str, list[int]] = {}
-        for shard in (shard for group in self.iter_groups() for shard in group.shards):
-            number = int(shard.name.rpartition("-")[2])
-            found.setdefault(shard.split, [number, number])[1] = number + 1
-        return found
 
     def samples(self) -> dict[str, int]:
         """Samples in each split if none is rejected."""
@@ -100,7 +102,7 @@ class Plan:
 
     def iter_groups(self, finished: Set[int] = frozenset()) -> Iterator[Group]:
         """All groups in order but those `finished`; only the current one is held."""
-        following = [self.first.get(split, 0) for split in SPLITS]
+        following = [0] * len(SPLITS)
         for number, items in enumerate(self.groups):
             shards: list[PlannedShard] = []
             for split, split_name in enumerate(SPLITS):
@@ -124,8 +126,10 @@ class Plan:
         """The reason for which `item` is left out, and a detail."""
         if self.split_of[item] == DUPLICATE:
             return "duplicate", f"of {printable(self.listing[self.stays[item]])}"
+        if self.split_of[item] == ELSEWHERE:
+            return "in another set", ""
         tables = [table for table in (self.partition, self.attributes) if table is not None]
-        return next(f"not in {table.file_name}" for table in tables if table.row_of[item] == NOT_LISTED), ""
+        return next(table.why_missing(item) for table in tables if table.row_of[item] == NOT_LISTED), ""
 
     def meta(self, item: int) -> bytes:
         """The json of one sample."""
@@ -164,15 +168,14 @@ def make_plan(
     source: Source,
     attributes: Table | None,
     partition: Table | None,
+    carried: Carries | None = None,
     *,
     val_fraction: float,
     shard_samples: int | None,
+    group_samples: int,
     seed: int | None,
     limit: int | None,
-    group_samples: int | None = None,
-    among: NDArray[np.bool_] | None = None,
-    taken: NDArray[np.uint64] | None = None,
-    first: Mapping[str, int] | None = None,
+    val_by_folder: bool = False,
 ) -> Plan:
     """Plan a build.
 
@@ -180,30 +183,32 @@ def make_plan(
         source: where the photos are.
         attributes: labels; an input without them is left out.
         partition: splits; an input without one is left out.
+        carried: what tables say of an input beside these, for its json.
         val_fraction: share of `val` where there is no `partition`.
         shard_samples: most samples in a shard; None where shards are limited by bytes.
+        group_samples: most samples in a group.
         seed: of the order; None keeps that of the listing.
         limit: takes that many inputs, spread over the whole listing by `seed`: the first ones of a sorted folder would
             all be of one person or class. Without a seed, it is those first ones.
-        group_samples: most samples in a group; by default four full shards.
-        among: [inputs] the inputs that may take part; by default all.
-        taken: hashes of keys that samples already have elsewhere.
-        first: the number of the first shard of a split, where that is not 0.
+        val_by_folder: whether all inputs of a folder are of one split.
     """
     count = len(source.listing)
-    keys = Keys(source.listing, taken)
+    keys = Keys(source.listing)
     if partition is not None:
         rows = partition.row_of
         split_of = np.where(rows == NOT_LISTED, NOT_LISTED, partition.values[rows, 0]).astype(np.int8)
     else:
-        in_val = (val_fraction > 0 and in_share(keys[item], val_fraction) for item in range(count))
+        names = (
+            (_folder_of(path) for path in source.listing) if val_by_folder else (keys[item] for item in range(count))
+        )
+        in_val = (val_fraction > 0 and in_share(name, val_fraction) for name in names)
         split_of = np.fromiter(in_val, np.bool_, count).astype(np.int8)
     if attributes is not None:
         split_of[attributes.row_of == NOT_LISTED] = NOT_LISTED
-    if group_samples is None:
-        assert shard_samples is not None, "groups of shards that are limited by bytes need a size of their own"
-        group_samples = shard_samples * GROUP_SHARDS
-    chosen = _limited(np.ones(count, np.bool_) if among is None else among, limit, seed)
+    chosen = _limited(count, limit, seed)
+    said: Carries = source.carried
+    if carried is not None:
+        said = _Carried(said, carried)
     groups = make_groups(source.chunks(), chosen, group_samples, None if source.access is Access.ONE_PASS else seed)
     release_memory()  # What reading tables, hashing keys and permuting has left.
     return Plan(
@@ -215,18 +220,33 @@ def make_plan(
         groups=groups,
         shard_samples=shard_samples,
         seed=seed,
-        carried=source.carried,
-        first=first or {},
+        carried=said,
     )
 
 
-def _limited(among: NDArray[np.bool_], limit: int | None, seed: int | None) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class _Carried:
+    """What the source says of an input, and what tables say beside it."""
+
+    by_source: Carries
+    by_table: Carries
+
+    def __call__(self, item: int) -> dict[str, object]:
+        here, there = self.by_source(item), self.by_table(item)
+        both = [said["original"] for said in (here, there) if isinstance(said.get("original"), dict)]
+        joined = {name: value for said in both for name, value in said.items()}  # type: ignore[attr-defined]
+        return {**here, **there, **({"original": joined} if both else {})}
+
+
+def _folder_of(path: bytes) -> str:
+    return printable(path.rpartition(b"/")[0])
+
+
+def _limited(count: int, limit: int | None, seed: int | None) -> NDArray[np.bool_]:
     if limit is None:
-        return among
-    items = np.flatnonzero(among)
-    if seed is not None:
-        items = items[permutation(len(items), "limit", seed)]
-    chosen = np.zeros(len(among), np.bool_)
+        return np.ones(count, np.bool_)
+    items = np.arange(count) if seed is None else permutation(count, "limit", seed)
+    chosen = np.zeros(count, np.bool_)
     chosen[items[:limit]] = True
     return chosen
 
@@ -240,3 +260,41 @@ def _attributes_format(columns: tuple[str, ...]) -> str:
 
 def _json_bytes(path: bytes) -> int:
     return len(json.dumps(printable(path), ensure_ascii=False).encode())
+
+
+def make_groups(
+    chunks: NDArray[np.int64], chosen: NDArray[np.bool_], group_items: int, seed: int | None
+) -> tuple[NDArray[np.int64], ...]:
+    """The items of each group, ascending; about equal groups of at most about `group_items`.
+
+    Args:
+        chunks: [chunks + 1] The first item of each chunk, then the number of items.
+        chosen: [inputs] Which inputs take part.
+        group_items: most items of a group, give or take half a chunk.
+        seed: of the dealing; None keeps the order of the listing.
+    """
+    before = np.concatenate([[0], np.cumsum(chosen)])
+    counts = before[chunks[1:]] - before[chunks[:-1]]
+    used = np.flatnonzero(counts)
+    counts = counts[used]
+    total = int(counts.sum())
+    groups = max(1, -(-total // group_items))
+    order = np.arange(len(used)) if seed is None else _dealt(len(used), groups, seed)
+    # A chunk belongs to the group in which its middle lies.
+    middles = np.cumsum(counts[order]) - counts[order] / 2
+    group_of = np.empty(len(used), np.int32)
+    group_of[order] = np.minimum(middles * groups / max(total, 1), groups - 1)
+    group_of_item = np.repeat(group_of, counts)
+    items = np.flatnonzero(chosen)[np.argsort(group_of_item, kind="stable")]
+    ends = np.cumsum(np.bincount(group_of_item, minlength=groups))
+    return tuple(part for part in np.split(items, ends[:-1]) if len(part))
+
+
+def _dealt(count: int, groups: int, seed: int) -> NDArray[np.int64]:
+    """The numbers below `count`, those of the first group first."""
+    mixed = np.argsort(permutation(count, "chunks", seed), kind="stable")
+    in_hands = np.lexsort((mixed, np.arange(count) // groups))
+    seats = np.arange(count) % groups
+    if rest := count % groups:  # The last hand is not enough for all.
+        seats[-rest:] = permutation(groups, "seats", seed)[:rest]
+    return in_hands[np.argsort(seats, kind="stable")]

@@ -20,8 +20,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.errors import LeanstreamError
+from pipeline.errors import LeanstreamError, UserError
 from shard_tool.build.plan import Group
+from shard_tool.build.record import content_of
 from shard_tool.image.photo import MAX_FILE_BYTES, PhotoError, Recipe, make_sample, quiet_pillow
 from shard_tool.sources.protocol import Access, InputError, Source
 
@@ -33,6 +34,14 @@ TASKS_AHEAD = 3
 """Tasks in flight for each thread: a slow photo keeps no other thread waiting. Finished ones are small."""
 BYTES_AHEAD = 16 << 20
 """Bytes of photos in flight that were read before a thread took them: a few large ones must not fill the memory."""
+
+
+class Made(NamedTuple):
+    """A sample, and what stands for the photo's own bytes."""
+
+    sample: bytes
+    content: int
+    """`content_of` the photo."""
 
 
 class Rejection(NamedTuple):
@@ -48,7 +57,7 @@ class Failure(NamedTuple):
     error: str
 
 
-Outcome = bytes | Rejection | Failure
+Outcome = Made | Rejection | Failure
 Done = Callable[[int, int], None]
 """Told of photos that are done, and of how many of these are rejected."""
 
@@ -118,9 +127,11 @@ def _sample(data: bytes, recipe: Recipe) -> Outcome:
     if len(data) > MAX_FILE_BYTES:
         return _too_large(len(data))
     try:
-        return make_sample(data, recipe)
+        return Made(make_sample(data, recipe), content_of(data))
     except PhotoError as error:
         return Rejection(error.reason, error.detail)
+    except UserError as error:  # The machine is too small for it.
+        return Failure(str(error))
 
 
 def _group_by_chunk(
@@ -142,19 +153,23 @@ def _group_by_chunk(
         threads,
     )
     starts, sizes = np.zeros(len(planned), np.int64), np.full(len(planned), -1, np.int64)
+    contents = np.zeros(len(planned), np.uint64)
     others: dict[int, Rejection | Failure] = {}
     with tempfile.TemporaryFile(dir=spool) as file:
         for place, outcome in zip(place_of.tolist(), found, strict=True):
-            if isinstance(outcome, bytes):
-                starts[place], sizes[place] = file.tell(), len(outcome)
-                file.write(outcome)
+            if isinstance(outcome, Made):
+                starts[place], sizes[place], contents[place] = file.tell(), len(outcome.sample), outcome.content
+                file.write(outcome.sample)
             else:
                 others[place] = outcome
             _tell(done, outcome)
         file.flush()
         for place in range(len(planned)):
-            other = others.get(place)
-            yield os.pread(file.fileno(), int(sizes[place]), int(starts[place])) if other is None else other
+            other: Outcome | None = others.get(place)
+            if other is None:
+                sample = os.pread(file.fileno(), int(sizes[place]), int(starts[place]))
+                other = Made(sample, int(contents[place]))
+            yield other
 
 
 def _read_through(source: Source, items: list[int]) -> Iterator[bytes | Rejection | Failure]:

@@ -10,24 +10,26 @@ No tar is written to, and no file is replaced that is not ours.
 import fnmatch
 import os
 import re
+import shlex
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.errors import UserError
 from pipeline.files import write_atomic
 from pipeline.format import INDEX_MAGIC, SHARDSET_FILE, SPLITS, SUFFIX, Index, Shard, ShardSet, Split
 from pipeline.shards.picture import Header, read_header
-from pipeline.tar import Sample, scan_tar
-from shard_tool.care.contents import megabytes
-from shard_tool.care.labels_found import FoundLabels
-from shard_tool.display import show_bytes
+from pipeline.tar import _NO_SAMPLE, Sample, _files, labels_of, scan_tar
+from shard_tool.care.inspect import open_described, was_indexed
+from shard_tool.care.readers import LIBRARIES, compare_readers, missing_libraries
+from shard_tool.display import counted, megabytes, show_bytes
 from shard_tool.image.photo import quiet_pillow
+from shard_tool.sources.protocol import MOST_CLASSES
 
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
@@ -35,21 +37,8 @@ _SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val"
 """The first word of a tar's name, and its split."""
 _REPORT_BYTES = 8 << 20
 """Progress is shown in steps of this."""
-
-
-@dataclass(frozen=True)
-class _Scanned:
-    """What one tar holds."""
-
-    shard: Shard
-    index: Index
-    header: Header
-    """Of its first image."""
-    first_key: str
-    encodings: Counter[str]
-    suffixes: Counter[str]
-    """Of the images."""
-    labels: FoundLabels
+_SHOWN = 3
+"""Problems of other readers that are printed."""
 
 
 def index_folder(folder: Path, *, image: str = "", splits: Sequence[str] = (), threads: int, quiet: bool) -> None:
@@ -68,44 +57,44 @@ def index_folder(folder: Path, *, image: str = "", splits: Sequence[str] = (), t
     """
     started = time.monotonic()
     known = _known(folder)
-    if known is not None and not _was_indexed(known):
+    if known is not None and not was_indexed(known):
         if not quiet:
             print(f"{folder} is a shard set that make-shards wrote: it has its indexes.")
         return
     if known is not None:  # As it was indexed, unless told otherwise.
         image = image or known.image_member
-        splits = splits or known.parts[0]["indexed"]["splits"]
+        splits = splits or known.parts[0].get("indexed", {}).get("splits", ())
     image = image.lower()
     names = _tars(folder)
     split_of = _splits(names, splits)
     _keep_strangers(folder, names)
-    total = sum((folder / f"{name}.tar").stat().st_size for name in names)
-    with show_bytes("indexing", total, quiet=quiet) as report:
-        scanned = _scan(folder, names, image, threads, report)
-    _check_headers(folder, scanned)
-    shards = _describe(folder, scanned, split_of, image, splits)
+    tars = [_Tar(folder, name) for name in names]
+    with show_bytes("indexing", sum(tar.path.stat().st_size for tar in tars), quiet=quiet) as report:
+        _scan(tars, image, threads, report)
+    _check_alike(folder, tars)
+    shards = _describe(folder, tars, split_of, image, splits)
     if known is not None:
         _compare(known, shards)
-    written = sum(_write_index(folder / f"{tar.shard.name}.index", tar.index) for tar in scanned)
+    written = sum(_write_index(tar.path.with_suffix(".index"), tar.index) for tar in tars)
     if known is None:
         shards.save()
-    if not quiet:
-        again = f"; {written} lost or damaged indexes written again" if written else ""
-        print(
-            "\n".join(_summary(shards, scanned, time.monotonic() - started))
-            if known is None
-            else f"{folder} is indexed already, and its {len(names):,} tars have not changed{again}."
-        )
+    if quiet:
+        return
+    if known is not None:
+        lost = counted(written, "lost or damaged index", "lost or damaged indexes")
+        again = f"; {lost} written again" if written else ""
+        print(f"{folder} is indexed already, and its {counted(len(names), 'tar')} did not change{again}.")
+        return
+    print("\n".join(_summary(shards, tars, time.monotonic() - started)))
+    print("\n".join(_ask_readers(ShardSet.open(folder), names)))
+    if "train" in shards.splits:
+        print(f"Next: accelerate launch --quiet train/run.py --data.shards {shlex.quote(str(folder))}")
 
 
 def _known(folder: Path) -> ShardSet | None:
     if not folder.is_dir():
         raise UserError(f"{folder} must be a folder of tars; got {'a file' if folder.exists() else 'no such folder'}.")
-    return ShardSet.open(folder) if (folder / SHARDSET_FILE).exists() else None
-
-
-def _was_indexed(shards: ShardSet) -> bool:
-    return bool(shards.parts) and "indexed" in shards.parts[0]
+    return open_described(str(folder)) if (folder / SHARDSET_FILE).exists() else None
 
 
 def _tars(folder: Path) -> list[str]:
@@ -163,121 +152,147 @@ def _begins_with(path: Path, start: bytes) -> bool:
         return file.read(len(start)) == start
 
 
-def _scan(
-    folder: Path, names: Sequence[str], image: str, threads: int, report: Callable[[int], None]
-) -> list[_Scanned]:
+class _Stopped(Exception):  # noqa: N818 (nobody sees it)
+    pass
+
+
+class _Tar:
+    """One tar; `scan` reads it, once, and leaves here what it holds."""
+
+    shard: Shard
+    index: Index
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.path = name, folder / f"{name}.tar"
+        self.first: tuple[str, Header] | None = None
+        """Key of its first image, and what that is."""
+        self.encodings, self.suffixes = Counter[str](), Counter[str]()
+        """Of the images."""
+        self.left_out = Counter[str]()
+        """Files that are no part of a sample, by kind."""
+        self.hidden_keys = 0
+        """Samples that `datasets` takes for hidden files."""
+        self.labels = FoundLabels()
+
+    def scan(self, image: str, stop: threading.Event, report: Callable[[int], None]) -> None:
+        """Raises `UserError` and `ShardError` as `index_folder` does; `report` is told of bytes as they are read."""
+        seen = reported = 0
+
+        def see(sample: Sample) -> None:
+            nonlocal seen, reported
+            if stop.is_set():
+                raise _Stopped
+            self._see(sample)
+            seen += len(sample.image)
+            if seen - reported >= _REPORT_BYTES:
+                report(seen - reported)
+                reported = seen
+
+        self.index = scan_tar(self.path, image, see)
+        if self.first is None:
+            raise UserError(f"{self.path} must hold samples; got none. Move it away.")
+        self._look_behind()
+        self.shard = Shard(self.name, len(self.index.records), self.index.tar_bytes, self.index.tar_sha256)
+        report(self.index.tar_bytes - reported)
+
+    def _see(self, sample: Sample) -> None:
+        try:
+            header = read_header(sample.image)
+        except ValueError as error:
+            rule = "hold a JPEG, PNG, WebP or .npy image of 8-bit RGB"
+            raise _refusal(self.path, sample.key, rule, str(error), 64) from None
+        self.first = self.first or (sample.key, header)
+        _check_size(self.path, sample.key, header, self.first)
+        self.encodings[header.encoding] += 1
+        self.suffixes[sample.suffix] += 1
+        self.hidden_keys += sample.key.rpartition("/")[2].startswith("__")
+        self.labels.add(sample.label)
+
+    def _look_behind(self) -> None:
+        """Count what no reader takes, and refuse what lies behind the end mark, where every reader stops."""
+        at = 0
+        with FileIO(self.path) as file:
+
+            def read(start: int, size: int) -> bytes:
+                nonlocal at
+                at = start
+                return os.pread(file.fileno(), size, start)
+
+            for name, _, _ in _files(read):
+                if _NO_SAMPLE.match(name):
+                    hidden = name.rpartition("/")[2].startswith(".")
+                    kind = "hidden" if hidden else "metadata (__name__)" if name.startswith("__") else "no extension"
+                    self.left_out[kind] += 1
+            end = at
+            while data := os.pread(file.fileno(), _REPORT_BYTES, at):
+                if data.strip(b"\0"):
+                    raise UserError(
+                        f"{self.path} must end with its end mark, where readers stop; got more behind byte {end:,}: "
+                        "several tars in one file, or a hole. Unpack it (tar -xif) and pack it again, or copy it again."
+                    )
+                at += len(data)
+
+
+def _scan(tars: Sequence[_Tar], image: str, threads: int, report: Callable[[int], None]) -> None:
     stop = threading.Event()
     with quiet_pillow(), ThreadPoolExecutor(threads, "index") as executor:
         try:
-            return list(executor.map(lambda name: _Scan(folder, name, stop, report).run(image), names))
+            list(executor.map(lambda tar: tar.scan(image, stop, report), tars))
         except BaseException:
             stop.set()
             executor.shutdown(cancel_futures=True)
             raise
 
 
-class _Stopped(Exception):  # noqa: N818 (nobody sees it)
-    pass
-
-
-class _Scan:
-    """The reading of one tar; `run` does it, once."""
-
-    def __init__(self, folder: Path, name: str, stop: threading.Event, report: Callable[[int], None]) -> None:
-        self._folder, self._name, self._stop, self._report = folder, name, stop, report
-        self._path = folder / f"{name}.tar"
-        self._first: tuple[str, Header] | None = None
-        self._encodings: Counter[str] = Counter()
-        self._suffixes: Counter[str] = Counter()
-        self._labels = FoundLabels()
-        self._seen = self._reported = 0
-
-    def run(self, image: str) -> _Scanned:
-        index = scan_tar(self._path, image, self._see)
-        if self._first is None:
-            raise UserError(f"{self._path} must hold samples; got none. Move it away.")
-        self._report(index.tar_bytes - self._reported)
-        shard = Shard(self._name, len(index.records), index.tar_bytes, index.tar_sha256)
-        key, header = self._first
-        return _Scanned(shard, index, header, key, self._encodings, self._suffixes, self._labels)
-
-    def _see(self, sample: Sample) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        try:
-            header = read_header(sample.image)
-        except ValueError as error:
-            raise _refusal(
-                self._folder,
-                self._path,
-                sample.key,
-                "hold a JPEG, PNG, WebP or .npy image of 8-bit RGB",
-                str(error),
-                64,
-            ) from None
-        if self._first is None:
-            self._first = sample.key, header
-        _check_size(self._folder, self._path, sample.key, header, self._first)
-        self._encodings[header.encoding] += 1
-        self._suffixes[sample.suffix] += 1
-        self._labels.add(sample.label)
-        self._seen += len(sample.image)
-        if self._seen - self._reported >= _REPORT_BYTES:
-            self._report(self._seen - self._reported)
-            self._reported = self._seen
-
-
-def _check_size(folder: Path, path: Path, key: str, header: Header, first: tuple[str, Header]) -> None:
+def _check_size(path: Path, key: str, header: Header, first: tuple[str, Header]) -> None:
     first_key, expected = first
+    found = f"{header.width}x{header.height}"
     if header[1:] != expected[1:]:
-        raise _refusal(
-            folder,
-            path,
-            key,
-            f"have the size of '{first_key}', {expected.width}x{expected.height}",
-            f"{header.width}x{header.height}",
-            min(*header[1:], *expected[1:]),
-        )
+        rule = f"have the size of '{first_key}', {expected.width}x{expected.height}"
+        raise _refusal(path, key, rule, found, min(*header[1:], *expected[1:]))
     if header.height != header.width:
-        raise _refusal(folder, path, key, "be a square", f"{header.width}x{header.height}", min(header[1:]))
+        raise _refusal(path, key, "be a square", found, min(header[1:]))
 
 
-def _refusal(folder: Path, path: Path, key: str, rule: str, found: str, size: int) -> UserError:
+def _refusal(path: Path, key: str, rule: str, found: str, size: int) -> UserError:
     return UserError(
         f"sample '{key}' of {path} must {rule}; got {found}. "
-        f"Make a set of one size from it: shard_tool make-shards {folder} --size {size}."
+        f"Make a set of one size from it: shard_tool make-shards {shlex.quote(str(path.parent))} --size {size}."
     )
 
 
-def _check_headers(folder: Path, scanned: Sequence[_Scanned]) -> None:
-    first = scanned[0]
-    for tar in scanned:
-        path = folder / f"{tar.shard.name}.tar"
-        _check_size(folder, path, tar.first_key, tar.header, (first.first_key, first.header))
-    raw = [tar for tar in scanned if tar.encodings["raw"]]
-    if raw and any(tar.encodings["raw"] != tar.shard.samples for tar in scanned):
+def _check_alike(folder: Path, tars: Sequence[_Tar]) -> None:
+    """Raise `UserError` unless the tars have images of one size, and arrays in all samples or in none."""
+    first = _first(tars[0])
+    for tar in tars:
+        _check_size(tar.path, *_first(tar), first)
+    arrays = sum(tar.encodings["raw"] for tar in tars)
+    if arrays and arrays < sum(tar.shard.samples for tar in tars):
         raise UserError(
-            f"the images must be .npy in all samples or in none; got both in {folder}. "
-            "Name one suffix with --image, "
-            f"or make a set from it: shard_tool make-shards {folder} --size {first.header.height}."
+            f"the images must be .npy in all samples or in none; got both in {folder}. Name one suffix with --image, "
+            f"or make a set from it: shard_tool make-shards {shlex.quote(str(folder))} --size {first[1].height}."
         )
 
 
+def _first(tar: _Tar) -> tuple[str, Header]:
+    assert tar.first is not None, "a tar without samples was refused"
+    return tar.first
+
+
 def _describe(
-    folder: Path, scanned: Sequence[_Scanned], split_of: dict[str, str], image: str, rules: Sequence[str]
+    folder: Path, tars: Sequence[_Tar], split_of: dict[str, str], image: str, rules: Sequence[str]
 ) -> ShardSet:
-    labels = FoundLabels.of_all([tar.labels for tar in scanned])
-    encodings: Counter[str] = sum((tar.encodings for tar in scanned), Counter())
-    suffixes: Counter[str] = sum((tar.suffixes for tar in scanned), Counter())
+    labels = FoundLabels.of_all([tar.labels for tar in tars])
+    encodings, suffixes = (sum((getattr(tar, of) for tar in tars), Counter[str]()) for of in ("encodings", "suffixes"))
     members = [";".join(sorted(suffixes, key=lambda suffix: (-suffixes[suffix], suffix)))]
     splits: dict[str, Split] = {}
     positives: dict[str, list[int]] = {}
     for split in SPLITS:
-        chosen = [tar for tar in scanned if split_of[tar.shard.name] == split]
+        chosen = [tar for tar in tars if split_of[tar.name] == split]
         if chosen:
             splits[split] = Split.of([vars(tar.shard) for tar in chosen])
-            counted = FoundLabels.of_all([tar.labels for tar in chosen]).positives
-            positives[split] = [counted[name] for name in labels.attributes or labels.classes]
+            counts = FoundLabels.of_all([tar.labels for tar in chosen]).positives
+            positives[split] = [counts[name] for name in labels.attributes or labels.classes]
     part: dict[str, Any] = {
         "indexed": {"members": members, "splits": list(rules), "images": dict(encodings.most_common())},
         "source": {"source_name": folder.resolve().name},
@@ -286,7 +301,7 @@ def _describe(
     return ShardSet(
         folder,
         folder.resolve().name,
-        scanned[0].header.height,
+        _first(tars[0])[1].height,
         3,
         max(SUFFIX, key=lambda encoding: encodings[encoding]),
         splits,
@@ -333,18 +348,105 @@ def _write_index(path: Path, index: Index) -> bool:
     return True
 
 
-def _summary(shards: ShardSet, scanned: Sequence[_Scanned], seconds: float) -> list[str]:
-    samples = sum(tar.shard.samples for tar in scanned)
-    size = sum(tar.shard.bytes for tar in scanned)
+def _summary(shards: ShardSet, tars: Sequence[_Tar], seconds: float) -> Iterator[str]:
+    samples = sum(tar.shard.samples for tar in tars)
+    size = sum(tar.shard.bytes for tar in tars)
     images = shards.parts[0]["indexed"]["images"]
-    lines = [
-        f"{shards.folder} is indexed: {samples:,} images of {shards.image_size} px in {len(scanned):,} tars, "
-        f"{megabytes(size)}; no tar was touched",
-        f"  splits    {', '.join(f'{name} {split.total:,}' for name, split in shards.splits.items())}",
-        f"  images    {', '.join(f'{count:,} {name}' for name, count in images.items())}",
-        f"  labels    {FoundLabels.of_all([tar.labels for tar in scanned]).describe()}",
-        f"  time      {seconds:,.1f} s, {size / seconds / 1e6:,.0f} MB/s",
-    ]
-    if "train" in shards.splits:
-        lines.append(f"Next: accelerate launch --quiet train/run.py --data.shards {shards.folder}")
-    return lines
+    left_out = sum((tar.left_out for tar in tars), Counter[str]())
+    hidden = sum(tar.hidden_keys for tar in tars)
+    yield (
+        f"{shards.folder} is indexed: {counted(samples, 'image')} of {shards.image_size} px in "
+        f"{counted(len(tars), 'tar')}, {megabytes(size)}; no tar was touched"
+    )
+    yield f"  splits    {', '.join(f'{name} {split.total:,}' for name, split in shards.splits.items())}"
+    yield f"  images    {', '.join(f'{count:,} {name}' for name, count in images.items())}"
+    yield f"  labels    {FoundLabels.of_all([tar.labels for tar in tars]).describe()}"
+    if left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common())
+        yield f"  left out  {counted(left_out.total(), 'file')} that no reader takes for a part of a sample: {kinds}"
+    if hidden:
+        yield f"  note      datasets skips {counted(hidden, 'sample')}, whose names begin with __ (webdataset does not)"
+    yield f"  time      {seconds:,.1f} s, {size / seconds / 1e6:,.0f} MB/s"
+
+
+def _ask_readers(shards: ShardSet, names: Sequence[str]) -> Iterator[str]:
+    """What webdataset and datasets make of the first tar, the last one, and one between."""
+    chosen = {names[0], names[len(names) // 2], names[-1]}
+    missing = missing_libraries()
+    asked = [name for name in LIBRARIES if name not in missing]
+    problems = compare_readers(shards, chosen, asked, lambda samples, problems: None)
+    if asked and not problems:
+        verb = "reads" if len(asked) == 1 else "read"
+        yield f"  readers   {' and '.join(asked)} {verb} {counted(len(chosen), 'tar')} of it as leanstream does"
+    for file, key, problem in problems[:_SHOWN]:
+        yield f"  readers   {file} {'' if key is None else f'{key} '}{problem}"
+    if len(problems) > _SHOWN:
+        yield f"            and {len(problems) - _SHOWN:,} more: shard_tool verify {shards.folder} --readers"
+    if missing:
+        yield f"  readers   not compared with {' and '.join(missing)}, not installed here"
+
+
+class FoundLabels:
+    """Counts the labels of samples; a set has labels if all of its samples have the same kind."""
+
+    def __init__(self) -> None:
+        self.positives: Counter[str] = Counter()
+        """Samples that have each attribute, or are of each class."""
+        self._kinds: Counter[str] = Counter()
+        """Samples with attributes, with a label, or with neither."""
+        self._names: dict[frozenset[str], tuple[str, ...]] = {}
+        """The sets of attributes that samples have, each in the order of its first sample."""
+        self._highest = -1
+
+    @classmethod
+    def of_all(cls, parts: Iterable["FoundLabels"]) -> Self:
+        """Those of several tars together."""
+        total = cls()
+        for part in parts:
+            total.positives.update(part.positives)
+            total._kinds.update(part._kinds)
+            total._names = part._names | total._names
+            total._highest = max(total._highest, part._highest)
+        return total
+
+    def add(self, data: bytes) -> None:
+        """Count one sample, by its json or `cls` member."""
+        labels = labels_of(data) if data else {}
+        self._kinds[next(iter(labels), "none")] += 1
+        if "attributes" in labels:
+            names = tuple(labels["attributes"])
+            if len(self._names) < 2:  # Of two, none is that of all.
+                self._names.setdefault(frozenset(names), names)
+            self.positives.update(name for name, value in labels["attributes"].items() if value)
+        elif "label" in labels:
+            self._highest = max(self._highest, labels["label"])
+            self.positives[str(labels["label"])] += 1
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes of all samples; empty where not all have the same."""
+        alike = set(self._kinds) == {"attributes"} and len(self._names) == 1
+        return next(iter(self._names.values())) if alike else ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, which are their numbers; empty where not all samples have one."""
+        if set(self._kinds) != {"label"} or self._highest >= MOST_CLASSES:
+            return ()
+        return tuple(map(str, range(self._highest + 1)))
+
+    def describe(self) -> str:
+        """What there is, or why there is none."""
+        if self.attributes:
+            return counted(len(self.attributes), "attribute")
+        if self.classes:
+            return counted(len(self.classes), "class", "classes")
+        kinds = set(self._kinds)
+        if kinds == {"none"}:
+            return "none"
+        if kinds == {"attributes"}:
+            return "none: the samples have other attributes than each other"
+        if kinds == {"label"}:
+            return f"none: class numbers must be below {MOST_CLASSES:,}; there is {self._highest:,}"
+        labelled = self._kinds.total() - self._kinds["none"]
+        return f"none: only {labelled:,} of {counted(self._kinds.total(), 'sample')} have the same kind"

@@ -1,6 +1,6 @@
 """`preview`: a contact sheet of a shard set, each image with its key and labels.
 
-rows in a mixed order --> those wanted (contents.py knows the labels) --> decoded --> tiles with captions --> a file
+rows in a mixed order --> those wanted (inspect.py knows the labels) --> decoded --> tiles with captions --> a file
 """
 
 import math
@@ -18,7 +18,8 @@ from pipeline.files import atomic_writer
 from pipeline.format import ShardSet, Split
 from pipeline.shards.decode import Decoder
 from pipeline.shards.shard import ShardFile
-from shard_tool.care.described import label_counts, open_described
+from shard_tool.care.inspect import label_counts, open_described
+from shard_tool.display import counted
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 MOST_IMAGES = 1000
@@ -82,8 +83,9 @@ def preview(
     if not samples:
         raise UserError(f"attribute must be one that samples of {split} have; got '{attribute}'. Name another.")
     chosen = f" with {attribute}" if shards.attributes else f" of {attribute}"
+    images = counted(content.total, "image")
     details = [
-        f"{len(samples):,} of {content.total:,} images" if attribute is None else f"{len(samples):,} images{chosen}",
+        f"{len(samples):,} of {images}" if attribute is None else f"{counted(len(samples), 'image')}{chosen}",
         *(split, f"{shards.image_size} px", shards.encoding),
     ]
     sheet = paint(shards, samples, shards.name, " · ".join(details))

@@ -10,23 +10,24 @@ import io
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
-from shard_tool.image.formats import PhotoError
+from shard_tool.image.recipe import PhotoError
 
 _AVERAGEABLE = ("L", "LA", "RGB", "RGBA", "CMYK")
 _PROFILE_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Colour space of an ICC profile to the mode of the images that it can describe."""
+_NUMBERS = {"F": "floating point numbers", "I": "32-bit or signed numbers"}
 _SAME_LEVELS = 2
 """A profile that moves no colour by more levels than these is sRGB under another name."""
 
 
 def averageable(image: Image.Image) -> Image.Image:
     """All pixels of the first frame in a mode whose averages mean something; 16 bits become their upper 8."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
+        raise PhotoError("pixels not supported", "16-bit TIFF, channel after channel; save it with 8 bits a channel")
     image.load()
     if image.mode in _AVERAGEABLE and "transparency" not in image.info:
-        if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-            return ImageChops.invert(image)  # Pillow takes all for Adobe's, which count the white and not the ink.
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return _upper_bytes(image)
@@ -35,7 +36,8 @@ def averageable(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         return image.convert("L")
     if image.mode not in (*_AVERAGEABLE, "P", "YCbCr", "RGBX"):
-        raise PhotoError("pixels not supported", f"mode {image.mode} of {image.format}; save it with 8 bits a channel")
+        numbers = _NUMBERS.get(image.mode, f"mode {image.mode}")
+        raise PhotoError("pixels not supported", f"{image.format} of {numbers}; save it with 8 bits a channel")
     return image.convert("RGB")
 
 
@@ -80,9 +82,21 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     return int(np.abs(difference).max()) <= _SAME_LEVELS
 
 
+def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow takes both bytes of its 16-bit numbers for pixels, and says nothing."""
+    planar, compression = (
+        image.tag_v2.get(tag) for tag in (TiffImagePlugin.PLANAR_CONFIGURATION, TiffImagePlugin.COMPRESSION)
+    )
+    return planar == 2 and compression == 1 and max(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE]) > 8
+
+
 def _upper_bytes(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    values, bits, white_is_zero = np.asarray(image), 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0]
+        white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    levels = (values >> (bits - 8)).astype(np.uint8)
+    grey = Image.fromarray(~levels if white_is_zero else levels)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))

@@ -3,8 +3,12 @@
 import contextlib
 import io
 import logging
+import re
+import threading
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 # Plugins are imported by name: Pillow's own search for one would load forty more, at the first damaged file.
 from PIL import (  # noqa: F401
@@ -23,57 +27,85 @@ from PIL import (  # noqa: F401
 )
 
 from pipeline.shards.picture import open_picture
+from shard_tool.image.jpeg import read_header
+from shard_tool.image.recipe import PhotoError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
+_DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 _MOST_METADATA = 8 << 20
 """Bytes of a PNG's profile or text. Pillow stops at one MiB, and profiles of scanners are larger."""
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _HEIC_EXTRA = "pip install 'leanstream[heic]'"
-_OUR_FORMATS = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n", "PNG"),
-    (0, b"GIF8", "GIF"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"BM", "BMP"),
-    (8, b"WEBP", "WebP"),
-    (4, b"ftypavi", "AVIF"),
-)
-"""Offset and first bytes of the formats that are read: where they stand in front of nonsense, the file is damaged."""
-_OTHER_FORMATS = (
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"8BPS", "a Photoshop file"),
-    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
-    (b"%PDF", "PDF"),
-    (b"<svg", "SVG"),
-)
-"""First bytes of images that nothing here decodes: a person should read their name, and not `not an image`."""
+_FIRST_BYTES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF....WEBP",
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "a camera's raw file (CR2)": rb"II\*\0....CR",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)",
+    "PPM": rb"P[1-6]\s+[#\d]",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "a Photoshop file": rb"8BPS",
+    "a camera's raw file (CR3)": rb"....ftypcrx ",
+    "a camera's raw file (RAF)": rb"FUJIFILMCCD-RAW",
+    "a camera's raw file (ORF)": rb"IIR[OS]|MMOR",
+    "a camera's raw file (RW2)": rb"IIU\0",
+    "a camera's raw file (CRW)": rb"II\x1a\0\0\0HEAP",
+    "a camera's raw file (X3F)": rb"FOVb",
+    "a camera's raw file (MRW)": rb"\0MRM",
+    "OpenEXR": rb"v/1\x01",
+    "Radiance HDR": rb"#\?RADIANCE",
+    "a GIMP file": rb"gimp xcf",
+    "an icon": rb"\0\0[\x01\x02]\0[^\0]\0|icns",
+}
+"""First bytes of pictures, by the name of their format: those that are read, and those that nothing here decodes."""
+_OTHER_FILES = {
+    "PDF": rb"%PDF",
+    "SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml.*)?(<!.*)?<svg",
+    "PostScript": rb"%!PS",
+    "a web page (HTML)": rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*)?(<!.*)?<(!DOCTYPE )?(html|head|body|script|meta)",
+    "XML": rb"(\xef\xbb\xbf)?\s*<\?xml",
+    "a zip archive": rb"PK\x03\x04",
+    "gzip": rb"\x1f\x8b",
+    "a macOS resource fork (AppleDouble), which copies between systems leave behind": rb"\0\x05\x16\x07",
+}
+"""Other things that are called .jpg, or are taken for pictures."""
+_READABLE = frozenset(("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEIC", "PPM"))
+_DNG_VERSION, _SUBFILE_TYPE, _MAKE = 50706, 254, 271
+_CAMERA_COLOURS = {32803, 34892}
+"""Photometric interpretations of a sensor's pixels, and of a DNG's."""
 
 
-class PhotoError(Exception):
-    """This input can never become a sample. `reason` is one of a few fixed phrases, `detail` says more."""
+def looks_like_image(first_bytes: bytes) -> str:
+    """The name of the picture format ("JPEG", ...) of which a file begins with these bytes (32 do); empty: none.
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    Also of formats that nothing here decodes: such a file is a photo, and is listed as rejected.
+    """
+    return next((name for name, start in _FIRST_BYTES.items() if _begins(first_bytes, start)), "")
 
 
 def open_image(data: bytes) -> Image.Image:
     """The image in `data`, its header read and no pixel decoded.
 
-    Raises `PhotoError` where it is of no format that can be read; whatever a decoder raises where it is damaged.
+    Raises `PhotoError` if it is of no format that can be read; whatever a decoder raises if it is damaged.
     """
     if not data:
         raise PhotoError("empty file")
+    name = looks_like_image(data[:64])
+    if name not in _READABLE:
+        raise PhotoError(*_what_it_is(data, name))
+    if name == "PNG":
+        _check_png(data)
+    if name == "TIFF":
+        _refuse_camera_raw(data)
     try:
-        return open_picture(data, FORMATS)
+        return open_picture(data, _DECODED)
     except UnidentifiedImageError:
-        if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        if name == "HEIC":  # Or an AVIF of a brand that both have, which Pillow has taken.
             return _open_heic(data)
-        raise PhotoError(*_what_it_is(data)) from None
+        raise PhotoError(*_what_it_is(data, name)) from None
 
 
 def _open_heic(data: bytes) -> Image.Image:
@@ -90,39 +122,115 @@ def _open_heic(data: bytes) -> Image.Image:
     return image
 
 
+def _check_png(data: bytes) -> None:
+    """Raise if a chunk that counts for the pixels is not what was written: Pillow does not look at the sums of IDAT."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IHDR", b"PLTE", b"IDAT") and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            raise PhotoError("damaged image", f"PNG: the checksum of its {kind.decode()} at byte {at:,} is wrong")
+        at = end + 4
+
+
+def _refuse_camera_raw(data: bytes) -> None:
+    """Raise if a TIFF is a camera's raw file: its first image is a thumbnail, and the photo is no picture yet."""
+    first, *inner = _tiff_directories(data) or ({},)
+    photometric = {tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) for tags in (first, *inner)}
+    if _DNG_VERSION in first or first.get(_SUBFILE_TYPE, 0) & 1 or photometric & _CAMERA_COLOURS:
+        made = "DNG" if _DNG_VERSION in first else str(first.get(_MAKE, "")).strip("\0 ") or "TIFF"
+        detail = f"a camera's raw file ({made}), in which a picture is but a thumbnail; save it as JPEG or PNG"
+        raise PhotoError("image format not supported", detail)
+
+
+def _tiff_directories(data: bytes) -> list[Mapping[int, Any]]:
+    """Tags of the first image of a TIFF, then those of the images inside it; nothing if they cannot be read."""
+    header, file = data[: 16 if b"+" in data[2:4] else 8], io.BytesIO(data)
+
+    def directory(at: int | None = None) -> TiffImagePlugin.ImageFileDirectory_v2:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next if at is None else at)
+        tags.load(file)
+        return tags
+
+    try:
+        first = directory()
+        return [first, *(directory(at) for at in first.get(TiffImagePlugin.SUBIFD, ())[:8])]
+    except Exception:  # A directory may be damaged in any way, and Pillow is going to say how.
+        return []
+
+
+def _what_it_is(data: bytes, name: str) -> tuple[str, str]:
+    """Reason and detail for bytes that no decoder takes, and that begin as the format `name`."""
+    if name in _READABLE:
+        header = read_header(data)
+        if header is not None and header.bits != 8:
+            return "image format not supported", f"{header.bits}-bit JPEG; save it with 8 bits a channel"
+        if name in ("WebP", "AVIF") and not features.check(name.lower()):
+            return "image format not supported", f"{name}; this Pillow was built without it"
+        try:
+            Image.OPEN[name.upper()][0](io.BytesIO(data), "")  # It says what Pillow's search for a format swallows.
+        except Exception as error:
+            said = any(TiffImagePlugin.BITSPERSAMPLE in tags for tags in _tiff_directories(data)[:1])
+            if said and str(error) == "unknown pixel mode":  # Else they were cut off with the end of the file.
+                return "pixels not supported", f"{name} of unusual numbers or channels; save it with 8 bits a channel"
+            return "damaged image", f"it begins as {name}, and its header makes no sense: {error}"
+        return "damaged image", f"it begins as {name}, and its header makes no sense"
+    if name:
+        return "image format not supported", f"{name}; save it as JPEG or PNG"
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("ascii", "replace")
+        return "image format not supported", f"brand '{brand}', perhaps a film; save it as JPEG or PNG"
+    other = next((other for other, start in _OTHER_FILES.items() if _begins(data, start)), "")
+    if other in ("PDF", "SVG"):
+        return "image format not supported", f"{other}; save it as JPEG or PNG"
+    if not other and not data.strip(b"\0"):
+        other = f"{len(data):,} zero bytes"
+    start = data[:40].decode("utf-8", "ignore")  # The end may be half a letter.
+    if not other and "".join(start.split()).isprintable() and start and len(data[:40]) < len(start.encode()) + 4:
+        other = f"text, it begins with {start!r}"
+    return "not an image", other or f"it begins with {data[:12]!r}"
+
+
+def _begins(data: bytes, pattern: bytes) -> bool:
+    return re.match(pattern, data[:1000], re.DOTALL) is not None
+
+
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep Pillow's warnings from the person's terminal: what matters of them becomes a rejection."""
-    pixels, chunk = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
-    logger = logging.getLogger("PIL")
+    """Keep Pillow's warnings from the person's terminal: what matters of them becomes a rejection.
+
+    Threads may be in it at the same time: the first to come changes Pillow's settings, the last to leave restores them.
+    """
+    global _quiet_users
+    with _quiet_lock:
+        if not _quiet_users:
+            _quiet.enter_context(_quiet_settings())
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if not _quiet_users:
+                _quiet.close()
+
+
+_quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), 0, threading.Lock()
+
+
+@contextlib.contextmanager
+def _quiet_settings() -> Iterator[None]:
+    logger, chunk = logging.getLogger("PIL"), PngImagePlugin.MAX_TEXT_CHUNK
     level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL + 1)
-        Image.MAX_IMAGE_PIXELS = None
         PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, chunk
+            PngImagePlugin.MAX_TEXT_CHUNK = chunk
             logger.setLevel(level)
-
-
-def _what_it_is(data: bytes) -> tuple[str, str]:
-    """Reason and detail for bytes that no decoder takes."""
-    if data[:4] == b"\0\5\x16\7":
-        return "not an image", "a macOS resource fork (AppleDouble), which copies between systems leave behind"
-    for offset, start, name in _OUR_FORMATS:
-        if data.startswith(start, offset):
-            if name in ("WebP", "AVIF") and not features.check(name.lower()):
-                return "image format not supported", f"{name}; this Pillow was built without it"
-            return "damaged image", f"it begins as {name}, and its header makes no sense"
-    for start, name in _OTHER_FORMATS:
-        if data.startswith(start):
-            return "image format not supported", f"{name}; save it as JPEG or PNG"
-    if data[4:8] == b"ftyp":
-        brand = data[8:12].decode("ascii", "replace")
-        return "image format not supported", f"brand '{brand}', perhaps a film; save it as JPEG or PNG"
-    if not data.strip(b"\0"):
-        return "not an image", f"{len(data):,} zero bytes"
-    return "not an image", f"it begins with {data[:12]!r}"

@@ -1,4 +1,4 @@
-"""The fast way of a plain JPEG: libjpeg-turbo straight into an array, then a resampler that uses SIMD.
+"""JPEG: libjpeg-turbo straight into an array, then a resampler that uses SIMD. A file that lacks pixels is an error.
 
     bytes -> simplejpeg, scaled -> [H, W, 3] -> cykooz-resizer (Lanczos) -> [h, w, 3]
 
@@ -6,18 +6,22 @@ Both let go of the interpreter lock. Against Pillow's `draft` and `resize`, CPU 
 to 64 pixels, by a third to 128, and by half from 178x218 to 64. libvips took three times as long for small photos,
 OpenCV has no antialiased Lanczos, kornia-rs gained a tenth, and Pillow-SIMD shares its name with Pillow.
 
-Whatever is unusual about a file goes Pillow's way: this one answers None.
+libjpeg paints something for the pixels that it does not find, and warns. Pillow ignores that; here it is an error.
 """
 
+import re
+import struct
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
-from shard_tool.image.crop import Frame
+from shard_tool.image.recipe import Frame, PhotoError
 
 try:
     from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
@@ -26,61 +30,91 @@ except ImportError:  # There is no wheel for every platform, and Pillow can do i
     Resizer = None
 
 MOST_PIXELS = 4_000_000
-"""Decoded pixels of the largest photo that goes this way: the resampler takes copies."""
+"""Decoded pixels of the largest photo that the fast resampler gets: it takes copies."""
+
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset((0xC0, 0xC1, 0xC9))
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_SOS, _EOI = 0xDA, 0xD9
+_PLAIN_SOF = frozenset((0xC0, 0xC1, 0xC2))
+_NOTHING_BUT_PIXELS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xFE))
+"""Markers that change no colour: Huffman and quantization tables, restarts, JFIF, comments."""
+_IN_A_HEADER = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
+_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])")
+"""The next marker in compressed data, in which 255 is followed by 0 or by a restart."""
 
 _thread = threading.local()
 
 
-class PlainHeader(NamedTuple):
-    """What a decoder must know of a JPEG that has nothing but pixels in it."""
+class Header(NamedTuple):
+    """What a JPEG says of itself before its first pixel."""
 
     width: int
     height: int
+    bits: int
+    channels: int
     progressive: bool
+    one_scan: bool
+    """Whether there is a scan of all channels, and it is not progressive: no other is needed."""
+    plain: bool
+    """Grey or YCbCr with 8 bits, without Exif, profile or Adobe's marker: there is nothing to know but its size."""
 
 
-def plain_header(data: bytes) -> PlainHeader | None:
-    """The header of a JPEG without Exif, profile or Adobe's marker, grey or YCbCr; None for any other file.
+def read_header(data: bytes) -> Header | None:
+    """The header of a JPEG; None if it is another file, or damaged before its first scan.
 
-    Most photos of a prepared collection are such files, and this takes a tenth of the time of opening them with Pillow.
+    Most photos of a prepared collection are plain, and this takes a tenth of the time of opening them with Pillow.
     """
-    if Resizer is None or not data.startswith(b"\xff\xd8"):
+    if not data.startswith(b"\xff\xd8"):
         return None
-    at, end = 2, len(data) - 10
-    while at < end and data[at] == 0xFF:
-        kind = data[at + 1]
-        if kind in _FRAMES:
-            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and width and height
-            return PlainHeader(width, height, _FRAMES[kind]) if plain else None
-        if kind not in _NOTHING_BUT_PIXELS:
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    plain = True
+    for kind, at, end in _segments(data):
+        if kind in _SOF and end <= len(data):
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, at)
+            progressive = kind in _PROGRESSIVE
+            plain = bool(plain and kind in _PLAIN_SOF and bits == 8 and channels in (1, 3) and width and height)
+            scan = data.find(b"\xff\xda\0" + bytes((6 + 2 * channels & 255, channels)), end, end + 4000)
+            return Header(width, height, bits, channels, progressive, scan > 0 and not progressive, plain)
+        plain = plain and kind in _NOTHING_BUT_PIXELS
     return None
 
 
-_FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}
-"""Markers of the frame header of a sequential, an extended sequential and a progressive JPEG."""
-_NOTHING_BUT_PIXELS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xFE))
-"""Markers before it that change no colour: Huffman and quantization tables, restarts, JFIF, comments."""
+def decode(data: bytes, colours: str, header: Header, scale: int) -> NDArray[np.uint8]:
+    """The pixels [H, W, channels] of a JPEG in the `colours` of simplejpeg, decoded `scale` times smaller.
 
-
-def decode_and_resize(data: bytes, width: int, height: int, scale: int, frame: Frame) -> NDArray[np.uint8] | None:
-    """The pixels [h, w, 3] of `frame` of the JPEG `data`, decoded `scale` times smaller than its `width` and `height`.
-
-    None where only Pillow can tell what to do: the file is damaged or unusual, or the photo too large.
+    Raises `PhotoError` if libjpeg warns of anything, or if scans are missing.
     """
-    decoded_width, decoded_height = -(-width // scale), -(-height // scale)
-    if Resizer is None or decoded_width * decoded_height > MOST_PIXELS:
-        return None
+    height, width = -(-header.height // scale), -(-header.width // scale)
+    least = {"min_height": height, "min_width": width}  # It scales by as much as these allow, and that is `scale`.
+    pixels: NDArray[np.uint8]
     try:
-        # It scales by as much as these sizes allow, and that is `scale`. Warnings are errors.
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=decoded_height, min_width=decoded_width)
-    except ValueError:
-        return None
-    if pixels.shape != (decoded_height, decoded_width, 3):
-        return None
-    return resize(pixels, frame.box(scale), frame.width, frame.height)
+        pixels = simplejpeg.decode_jpeg(data, colours, **least)
+    except ValueError as error:
+        if "memory" in str(error):
+            raise MemoryError from None
+        try:
+            pixels = simplejpeg.decode_jpeg(_without_oddities(data), colours, **least)
+        except (ValueError, LookupError):
+            raise PhotoError("damaged image", str(error)) from None
+    if pixels.shape[:2] != (height, width):
+        raise PhotoError("damaged image", "it has two sizes")
+    if not header.one_scan and _lacks_scans(data):
+        raise PhotoError("damaged image", "scans are missing")
+    return pixels
+
+
+def decode_and_resize(data: bytes, header: Header, scale: int, frame: Frame) -> NDArray[np.uint8]:
+    """The pixels [h, w, 3] of `frame` of a JPEG in grey or colours, decoded `scale` times smaller; see `decode`."""
+    if Resizer is not None and header.width * header.height <= MOST_PIXELS * scale * scale:
+        return resize(decode(data, "RGB", header, scale), frame.box(scale), frame.width, frame.height)
+    pixels = decode(data, "RGBX", header, scale)  # Pillow takes four channels without a copy.
+    image = as_image(pixels, "RGBX").resize((frame.width, frame.height), Image.Resampling.LANCZOS, frame.box(scale))
+    return np.ascontiguousarray(np.asarray(image)[..., :3])
+
+
+def as_image(pixels: NDArray[np.uint8], mode: str) -> Image.Image:
+    """Decoded pixels as an image of that mode, without a copy."""
+    return Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
 
 
 def resize(
@@ -102,3 +136,59 @@ def _options(box: tuple[float, float, float, float]) -> "ResizeOptions":
         resize_alg=ResizeAlg.convolution(FilterType.lanczos3),
         crop_box=CropBox(left, top, right - left, bottom - top),
     )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Kind, start and end of the contents of every segment up to the end of the image."""
+    at, last = 2, len(data) - 4
+    while at <= last:
+        if data[at] != 0xFF or data[at + 1] not in _IN_A_HEADER:  # Behind a scan, or behind junk.
+            found = _MARKER.search(data, at)
+            if found is None or found.end() - 2 > last:
+                return
+            at = found.end() - 2
+        kind = data[at + 1]
+        if kind == _EOI:
+            return
+        start = at + 4
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        yield kind, start, at
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Whether some coefficient of some channel never gets its lowest bit: libjpeg takes zeros for it, and is silent."""
+    progressive = False
+    lowest: dict[int, bytearray] = {}  # By channel, for each of 64 coefficients.
+    for kind, at, end in _segments(data):
+        if kind in _SOF:
+            progressive = kind in _PROGRESSIVE
+            lowest = {channel: bytearray(b"\1" * 64) for channel in data[at + 6 : end : 3]}
+        elif kind == _SOS:
+            first, last, bits = data[end - 3 : end] if progressive else (0, 63, 0)
+            for channel in data[at + 1 : end - 3 : 2]:
+                lowest[channel][first : last + 1] = bytes((bits & 15,)) * (last + 1 - first)
+    return any(map(any, lowest.values()))
+
+
+def _without_oddities(data: bytes) -> bytes:
+    """The same image without what libjpeg warns of though it costs no pixel.
+
+    That is a missing end, zeros before the end, bytes between the tables, a strange version of JFIF, and the parameters
+    of progressive scans in a file without such. Any other bytes behind a scan are pixels for all that one can tell, of
+    which it lost track.
+    """
+    end = data.rstrip(b"\0").removesuffix(b"\xff\xd9").rstrip(b"\0")
+    odd = bytearray(end + (b"\0" if end.endswith(b"\xff") else b"") + b"\xff\xd9")
+    tables, first_scan, sequential = b"\xff\xd8", len(odd), False
+    for kind, at, after in _segments(data):
+        if kind in _SOF:
+            sequential = kind in _SEQUENTIAL
+        elif kind == 0xE0 and data[at : at + 5] == b"JFIF\0":
+            odd[at + 5] = 1
+        elif kind == _SOS:
+            first_scan = min(first_scan, at - 4)
+            if sequential:
+                odd[after - 3 : after] = b"\0\x3f\0"
+        if first_scan == len(odd):
+            tables += odd[at - 4 : after]
+    return bytes(tables + odd[first_scan:])

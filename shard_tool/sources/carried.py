@@ -1,28 +1,59 @@
-"""What lies beside the photos of an archive, for the json of their samples: WebDataset's json, cls and txt.
+"""What archives have in common: paths and links of their members, and what lies beside the photos.
 
-    000012.jpg   000012.json   000012.cls   000012.txt      neighbours in the tar, one key
+    000012.jpg   000012.json   000012.cls   000012.txt      neighbours in the tar, one key, as in WebDataset
 
 A json of our own layout becomes attributes and labels again. Everything else is kept on disk until its sample is
 written: memory is 8 bytes for each input.
 """
 
 import json
+import posixpath
+import re
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tool.sources.protocol import Known
-from shard_tool.sources.scratch import Scratch
+from pipeline.errors import UserError
+from shard_tool.sources.protocol import MOST_CLASSES, Known
+from shard_tool.sources.ranges import Scratch
 
-SIDECARS = ("json", "cls", "txt")
+SIDECARS = (".json", ".cls", ".txt")
 MAX_SIDECAR_BYTES = 1 << 20
 """Larger ones are no labels, and are passed over."""
 _MOST_FIELDS = 256
 """Fields of all jsons together up to which every sample gets all of them, missing ones as null."""
+
+Label = int | str | None
+
+
+def clean_path(path: str) -> str:
+    """`path` below the folder that the archive is unpacked into: without `.`, `..`, a drive, or a slash in front."""
+    parts: list[str] = []
+    for part in path.replace("\0", "_").split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts[1:] if len(parts) > 1 and re.fullmatch("[A-Za-z]:", parts[0]) else parts)
+
+
+def link_target(path: str, target: str) -> str:
+    """The path that the symbolic link at `path` points to; empty where that lies outside of the archive."""
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+    return "" if joined.split("/")[0] in ("", "..") else joined
+
+
+def follow(links: Mapping[str, str], path: str) -> str:
+    """The path at the end of a chain of `links`; empty for a circle."""
+    for _ in range(40):  # As many as Linux follows.
+        if path not in links:
+            return path
+        path = links[path]
+    return ""
 
 
 class Notes:
@@ -52,12 +83,12 @@ class Collector:
         self._count = 0
         self._attributes: tuple[str, ...] | None = None
         self._values = array("b")
-        self._labels: list[int | str | None] = []
+        self._labels: list[Label] = []
         self._fields: dict[str, None] = {}
         self._texts = False
 
     def add(self, photos: int, sidecars: Mapping[str, bytes]) -> None:
-        """Note that the next `photos` inputs have these files beside them, by extension."""
+        """Note that the next `photos` inputs have these files beside them, by one of `SIDECARS`."""
         note, attributes, label = self._read(sidecars)
         for _ in range(photos):
             self._notes.append(note)
@@ -72,7 +103,8 @@ class Collector:
         """Labels of the inputs, where input i is the photo number `order[i]` of those that were added."""
         names = self._attributes or ()
         values = np.frombuffer(self._values, np.int8).reshape(-1, len(names))[order] if names else None
-        classes, class_of = number_classes(self._labels, order)
+        remedy = "Leave out the files that hold them: --exclude '*.cls', or '*.json'"
+        classes, class_of = number_classes(self._labels, order, where, remedy)
         return Known(where, names, values, classes, class_of)
 
     def carried(self, number: int) -> dict[str, object]:
@@ -85,26 +117,21 @@ class Collector:
             found["original"] = {**pad, **original}
         return found
 
-    def _read(self, sidecars: Mapping[str, bytes]) -> tuple[dict[str, object], Any, int | str | None]:
+    def _read(self, sidecars: Mapping[str, bytes]) -> tuple[dict[str, object], Any, Label]:
         note: dict[str, object] = {}
         attributes = label = None
-        if "json" in sidecars:
-            content = _parse(sidecars["json"])
-            attributes, label = content.pop("attributes", None), content.get("label")
-            if not _are_attributes(attributes):
-                attributes = content.update({"attributes": attributes}) if attributes is not None else None
-            if isinstance(label, int) and not isinstance(label, bool):
+        if ".json" in sidecars:
+            content = _parse(sidecars[".json"])
+            attributes = content.pop("attributes") if _are_attributes(content.get("attributes")) else None
+            if (label := label_of(content.get("label"))) is not None:
                 del content["label"]
-            else:
-                label = None
             if content:
                 note["original"] = content
                 self._fields.update(dict.fromkeys(content))
-        if "cls" in sidecars:
-            text = sidecars["cls"].decode("utf-8", "replace").strip()
-            label = int(text) if text.isdecimal() else sys.intern(text)
-        if "txt" in sidecars:
-            note["text"] = sidecars["txt"].decode("utf-8", "replace").strip()
+        if ".cls" in sidecars:
+            label = label_of(_text(sidecars[".cls"]))
+        if ".txt" in sidecars:
+            note["text"] = _text(sidecars[".txt"])
             self._texts = True
         return note, attributes, label
 
@@ -115,32 +142,62 @@ class Collector:
         if self._attributes is not None:
             same = attributes is not None and attributes.keys() == set(self._attributes)
             row = [attributes[name] if same and attributes else -1 for name in self._attributes]
-            self._values.extend(max(-1, value) for value in row)
+            self._values.extend(map(int, row))
+
+
+def label_of(value: object) -> Label:
+    """What a source gives as the class of a photo: a number (also as text, truth value or 3.0) or a name; else None."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"[+-]?\d{1,18}", value) else sys.intern(value) or None
+    return int(value) if isinstance(value, int | float) and value == value // 1 else None
 
 
 def number_classes(
-    labels: "list[int | str | None]", order: NDArray[np.int64]
+    labels: Iterable[object],
+    order: NDArray[np.int64],
+    where: str = "",
+    remedy: str = "Name another column with --label, or none",
 ) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
-    """Class names and numbers: those that are numbers already keep them, names are numbered in sorted order."""
-    if not labels:
+    """Class names and numbers: those that are numbers already keep them, names are numbered in sorted order.
+
+    A photo whose number is negative, as some write for "unknown", has no class: -1. Raises `UserError`, with `remedy`,
+    where the labels are no classes.
+    """
+    labels = list(labels)
+    found = [None if isinstance(label, int) and label < 0 else label for label in map(label_of, labels)]
+    given = {label for label in found if label is not None}
+    highest = max((label for label in given if isinstance(label, int)), default=0)
+    got = f"{len(given):,} names, as ids have" if len(given) > MOST_CLASSES else ""
+    got = f"the number {highest:,}, as ids have" if highest >= MOST_CLASSES else got
+    got = next((str(label) for label in labels if isinstance(label, float) and label % 1), got)
+    if got:
+        raise UserError(
+            f"the labels{' in ' * bool(where)}{where} must be classes, at most {MOST_CLASSES:,}; got {got}. {remedy}."
+        )
+    if not given:
         return (), None
-    given = [label for label in labels if label is not None]
-    if all(isinstance(label, int) for label in given):
-        names = tuple(str(number) for number in range(max(int(label) for label in given) + 1))
-        numbers: dict[Any, int] = {number: number for number in range(len(names))}
+    if any(isinstance(label, str) for label in given):
+        names = tuple(sorted(map(str, given)))
+        number_of: Mapping[Label, int] = {name: number for number, name in enumerate(names)}
+        numbers = [-1 if label is None else number_of[str(label)] for label in found]
     else:
-        names = tuple(sorted({str(label) for label in given}))
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = [None if label is None else str(label) for label in labels]
-    found = np.fromiter((-1 if label is None else numbers[label] for label in labels), np.int32, len(labels))
-    return names, found[order]
+        names = tuple(map(str, range(highest + 1)))
+        numbers = [-1 if label is None else int(label) for label in found]
+    return names, np.array(numbers, np.int32)[order]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip()
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """The json as an object; a text that is none is kept as it is."""
+    """The json as an object that every reader accepts; a text that is none is kept as it is."""
     try:
-        content = json.loads(data)
-    except ValueError:
+        content = json.loads(data, parse_constant=lambda name: None)
+        if b"\\u" in data:  # Half of a surrogate pair is valid JSON, and no text.
+            content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
         content = data.decode("utf-8", "replace")
     return content if isinstance(content, dict) else {"json": content}
 

@@ -5,18 +5,13 @@
 Datasets that are no parquet themselves have files that the Hub has converted, on a branch of their own.
 """
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
 
 from pipeline.errors import UserError
 from pipeline.remote.transport import retrying
-from shard_tool.sources.protocol import Source, Wanted, split_in_name
+from shard_tool.sources.protocol import Wanted, split_in_name
 
-OpenFile = Callable[[str, Wanted], Source]
 _DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/?$")
 _CONVERTED = "refs/convert/parquet"
 _CONVERTED_FILE = re.compile(r"([^/]+)/([^/]+)/[^/]+\.parquet$")
@@ -27,33 +22,26 @@ def is_dataset(url: str) -> bool:
     return _DATASET.match(url) is not None
 
 
-def open_dataset(url: str, wanted: Wanted, open_file: OpenFile) -> list[Source]:
-    """One source for each parquet file, with the splits of the dataset; raises `UserError`."""
+def find_files(url: str, wanted: Wanted) -> tuple[str, dict[str, str], list[tuple[int, str]]]:
+    """The name of a dataset, what it is known by, and its parquet files, each with the number of its split or -1.
+
+    Raises `UserError`.
+    """
     match = _DATASET.match(url)
     assert match is not None, "is_dataset says whether it matches"
     repo, revision = match[1], match[2] or wanted.revision
-    commit, files = resolve(repo, revision, wanted.config)
-    splits = list(files) if wanted.split is None else [wanted.split]
+    commit, files = _resolve(repo, revision, wanted.config)
     if wanted.split is not None and wanted.split not in files:
         raise UserError(
             f"--split must be one of the dataset's, {', '.join(files)}; got '{wanted.split}'. Choose one of them."
         )
+    splits = list(files) if wanted.split is None else [wanted.split]
     origin = {"dataset": repo, "commit": commit} | ({"config": wanted.config} if wanted.config else {})
-    found: list[Source] = []
-    for split in splits:
-        number = split_in_name(split)
-        for file in files[split]:
-            part: Any = open_file(file, wanted)
-            known = part.known
-            if len(splits) > 1 and number >= 0:
-                known = dataclasses.replace(known, split_of=np.full(len(part.listing), number, np.int8))
-            found.append(
-                dataclasses.replace(part, name=repo.rpartition("/")[2], known=known, origin={**part.origin, **origin})
-            )
-    return found
+    found = [(split_in_name(split) if len(splits) > 1 else -1, file) for split in splits for file in files[split]]
+    return repo.rpartition("/")[2], origin, found
 
 
-def resolve(repo: str, revision: str | None, config: str | None) -> tuple[str, Mapping[str, list[str]]]:
+def _resolve(repo: str, revision: str | None, config: str | None) -> tuple[str, Mapping[str, list[str]]]:
     """The commit of a dataset, and the URLs of its parquet files by split; `UserError` where it has none."""
     try:
         from huggingface_hub import HfApi

@@ -25,7 +25,7 @@ class Listing:
         self._names, self._folders = bytearray(), bytearray()
         ends, sizes = array("Q"), array("Q")
         self._run_starts, self._run_ends = array("Q"), array("Q")
-        folder, previous, self.ascending = None, b"", True
+        folder, previous, self._ascending = None, b"", True
         for path, size in entries:
             cut = path.rfind(b"/") + 1
             if path[:cut] != folder:
@@ -36,7 +36,7 @@ class Listing:
             self._names += path[cut:]
             ends.append(len(self._names))
             sizes.append(size)
-            self.ascending = self.ascending and (previous < path or not previous)
+            self._ascending = self._ascending and (previous < path or not previous)
             previous = path
         self._ends = compact(ends)
         self.sizes: Numbers = compact(sizes)
@@ -49,7 +49,7 @@ class Listing:
         Of entries with the same path the last one counts, as when an archive is unpacked.
         """
         arrived = cls(entries)
-        if arrived.ascending:  # No object for each input: most archives are in order.
+        if arrived._ascending:  # No object for each input: most archives are in order.
             return arrived, np.arange(len(arrived), dtype=np.int64)
         # A path holds no zero byte, and so packed entries sort as their paths do: by bytes, alike in every locale.
         packed = sorted(path + b"\0" + number.to_bytes(6, "big") for number, path in enumerate(arrived))
@@ -70,6 +70,15 @@ class Listing:
     def __iter__(self) -> Iterator[bytes]:
         return (self[item] for item in range(len(self)))
 
+    def folders(self) -> Iterator[tuple[bytes, int]]:
+        """The folder of each run of inputs, with a slash at its end if it is not empty, and their number."""
+        ends = [*self._run_starts[1:], len(self)]
+        for number, (first, end) in enumerate(zip(self._run_starts, ends, strict=False)):
+            yield (
+                bytes(self._folders[self._run_ends[number - 1] if number else 0 : self._run_ends[number]]),
+                end - first,
+            )
+
     def sha256(self) -> str:
         """Hex digest of all paths and sizes: another listing has another one."""
         digest = hashlib.sha256()
@@ -85,8 +94,13 @@ class JoinedListing(Listing):
     def __init__(self, listings: Sequence[Listing], prefixes: Sequence[bytes]) -> None:
         self._listings, self._prefixes = listings, prefixes
         self._starts = array("Q", itertools.accumulate(map(len, listings), initial=0))
-        self.sizes = compact(np.concatenate([listing.sizes for listing in listings]))
-        self.ascending = False
+        full = [listing.sizes for listing in listings if len(listing)]
+        self.sizes = full[0] if len(full) == 1 else compact(np.concatenate([listing.sizes for listing in listings]))
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What the paths of each part begin with."""
+        return [printable(prefix) for prefix in self._prefixes]
 
     def locate(self, item: int) -> tuple[int, int]:
         """The number of the listing that `item` is in, and its number there."""
@@ -113,3 +127,8 @@ def compact(numbers: "array[int] | NDArray[np.unsignedinteger]") -> Numbers:
 def printable(path: bytes) -> str:
     """`path` as text that every JSON reader accepts, also where a file name is not UTF-8."""
     return path.decode("utf-8", "replace")
+
+
+def name_hash(name: bytes) -> int:
+    """64 bits that stand for `name` where 200,000 strings would cost too much memory."""
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")

@@ -1,100 +1,241 @@
 """What a path or URL is, by its content: the one place that knows all kinds of sources.
 
-folder | zip | tar | tar.gz ... | parquet | arrow | a folder of those | a URL of those | hf://datasets/USER/NAME
+folder | zip | tar | tar.gz ... | parquet | arrow | shard set | a folder of those | a URL of those | hf://datasets/USER/NAME
 """
 
 import dataclasses
 import glob
+import io
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError, describe_os_error
 from pipeline.files import is_url
+from pipeline.format import SHARDSET_FILE, SPLITS, SUFFIX, ShardSet
 from pipeline.machine import release_memory
-from shard_tool.sources.folder import FolderSource
-from shard_tool.sources.protocol import WHATEVER, Source, Wanted, split_in_name
+from shard_tool.sources import hub, protocol, ranges, tables
+from shard_tool.sources.folder import FolderSource, is_set
+from shard_tool.sources.listing import printable
+from shard_tool.sources.protocol import (
+    ARCHIVE_EXTENSIONS,
+    SPLIT_WORDS,
+    WHATEVER,
+    Known,
+    NoPhotosError,
+    Sieve,
+    Source,
+    Wanted,
+    WantedMembers,
+    split_in_name,
+)
 from shard_tool.sources.ranges import LocalRanges, Ranges, open_ranges
 from shard_tool.sources.several import SeveralSources
-from shard_tool.sources.streams import StreamSource
-from shard_tool.sources.tars import TarSource
+from shard_tool.sources.tars import StreamSource, TarSource
 from shard_tool.sources.zips import ZipSource
 
-ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".arrow")
-"""Files with these extensions are looked for in a folder that holds no photos."""
 _BEGINNINGS = {
     b"PK\x03\x04": "zip",
     b"PK\x05\x06": "zip",
+    b"PK\x07\x08": "zip",
     b"\x1f\x8b": "gz",
     b"BZh": "bz2",
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zst",
     b"PAR1": "parquet",
+    b"PARE": "parquet",
     b"\xff\xff\xff\xff": "arrow",
     b"ARROW1": "arrow",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "rar",
+    b"7z\xbc\xaf\x27\x1c": "7z file",
+    b"Rar!": "rar file",
+    b"\xff\xd8\xff": "photo",
+    b"\x89PNG": "photo",
+    b"version https://git-lfs": "pointer of git-lfs in place of the file",
 }
 _COMPRESSED = ("gz", "bz2", "xz", "zst")
 _REMEDIES = {
-    "7z": "Unpack it (7z x FILE) and name the folder",
-    "rar": "Unpack it (unrar x FILE) and name the folder",
-    "": "Name a folder of photos, a zip, a tar, or parquet files",
+    "7z file": "Unpack it (7z x FILE) and name the folder",
+    "rar file": "Unpack it (unrar x FILE) and name the folder",
+    "photo": "Name the folder that it lies in",
+    "pointer of git-lfs in place of the file": "Fetch the file with: git lfs pull",
+    "web page": "Open it in a browser to see why (a limit, or a login), and download the file again",
+    "empty file": "Download or copy it again",
 }
+_FOR_DATASETS = frozenset({"config", "split", "revision"})
+_OPTIONS = {
+    "image": "parquet files, saved datasets and hf://datasets/...",
+    "label": "parquet files, saved datasets and hf://datasets/...; for folders of classes it is --labels folders",
+    "attributes": "parquet files, saved datasets and hf://datasets/...; for a table beside the photos it is --labels",
+    "config": "hf://datasets/USER/NAME",
+    "split": "saved datasets, shard sets and hf://datasets/USER/NAME; of folders and archives choose by --include",
+    "revision": "hf://datasets/USER/NAME",
+}
+"""The fields of `Wanted` that only some sources take, and which."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the sources that are joined."""
+
+    source: Source
+    where: str
+    takes: frozenset[str] = frozenset()
+    """Fields of `Wanted` that mean something beside those that the source takes."""
+    path: str = ""
+    """Of an archive, relative to the folder that was named."""
+    beside: bool = False
+    """Whether tables about its photos may lie beside it."""
 
 
 def open_sources(names: Sequence[str], wanted: Wanted = WHATEVER) -> Source:
-    """The source behind one or more paths, globs and URLs; raises `UserError` where one of them is none."""
-    parts = [part for name in names for where in _expand(name) for part in _open(where, wanted)]
-    source = parts[0] if len(parts) == 1 else SeveralSources.join(_with_splits(parts))
+    """The source behind one or more paths, globs and URLs; raises `UserError` if one of them is none.
+
+    Splits are those that the sources say themselves; else the word train, val or test in the names of the sources; else
+    folders of such names, all at one level: `train/a/1.jpg`, `val/2.jpg`. They count if there are two different ones.
+    Photos beside them that are in none are an error: nobody can know where they belong.
+    """
+    places = [where for name in names for where in _expand(name)]
+    parts = list[_Part]()
+    for where in places:
+        try:
+            parts += _open(where, wanted)
+        except NoPhotosError as error:
+            parts.append(_excluded(error))
+    full = [part for part in parts if len(part.source.listing)]
+    if not full:
+        sieve = Sieve()
+        for part in parts:
+            sieve.ignored.update(part.source.ignored)
+        sieve.require_photos(0, ", ".join(names))
+    _check_options(full, wanted)
+    beside = {os.path.dirname(part.where): part.where for part in full if part.beside}
+    sources = [part.source for part in parts] + [FolderSource.beside(where) for where in beside.values()]
+    split_of = _splits(full)
+    source = sources[0] if len(sources) == 1 and split_of is None else SeveralSources.join(sources, split_of)
+    _check_globs(source, full, wanted)
     release_memory()
     return source
 
 
 def _expand(name: str) -> list[str]:
     """The places that a glob stands for, sorted; a name that exists is never one."""
+    if not name.strip():
+        raise UserError("a source must have a name; got an empty word. Check the variable that it comes from.")
     if not glob.has_magic(name) or os.path.lexists(name):
         return [name]
-    if is_url(name):
-        from shard_tool.sources.remote import expand  # Loads fsspec.
-
-        found = expand(name)
-    else:
-        found = sorted(glob.glob(name, recursive=True))
+    found = ranges.expand(name) if is_url(name) else sorted(glob.glob(name, recursive=True))
     if not found:
         raise UserError(f"{name} must stand for something; got no file of such a name. Check the path.")
     return found
 
 
-def _open(where: str, wanted: Wanted) -> list[Source]:
+def _open(where: str, wanted: Wanted) -> list[_Part]:
     if is_url(where):
-        from shard_tool.sources.remote import open_remote  # Loads fsspec.
+        if hub.is_dataset(where):
+            return _open_dataset(where, wanted)
+        if where.partition("?")[0].lower().endswith(ARCHIVE_EXTENSIONS) or ranges.is_file(where):
+            return [_Part(open_file(where, wanted), where, beside=True)]
+        where = where.rstrip("/")
+        return _open_set(where, wanted) if ranges.exists(f"{where}/{SHARDSET_FILE}") else _open_folder(where, wanted)
+    if not os.path.exists(where):
+        what = "a broken link" if os.path.islink(where) else "no such folder or file"
+        raise UserError(f"the source must be there; got {what}: {where}. Check the path.")
+    if not os.path.isdir(where):
+        return [_Part(open_file(where, wanted), os.path.abspath(where), beside=True)]
+    if is_set(where):
+        return _open_set(where, wanted)
+    if any(os.path.exists(f"{where}/{name}") for name in ("dataset_dict.json", "state.json")):
+        return [_Part(part, os.path.abspath(where)) for part in tables.open_dataset_folder(Path(where), wanted)]
+    return _open_folder(os.path.abspath(where), wanted)
 
-        return open_remote(where, wanted, open_file)
-    path = Path(where)
-    if not path.exists():
-        raise UserError(f"the source must be there; got no such folder or file: {path}. Check the path.")
-    if not path.is_dir():
-        return [open_file(where, wanted)]
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        from shard_tool.sources.arrow import open_dataset_folder
 
-        return open_dataset_folder(path, wanted)
-    archives = _archives_of(path)
-    return [open_file(str(archive), wanted) for archive in archives] or [FolderSource.open(path)]
+def _excluded(error: NoPhotosError) -> _Part:
+    """In place of a source of which the globs leave nothing; raises `error` if they are not the reason."""
+    if not error.ignored.get("excluded"):
+        raise error
+    return _Part(FolderSource.beside("", error.ignored), "")
 
 
-def _archives_of(folder: Path) -> list[Path]:
-    """The archives and tables in a folder that holds no photos, in the order of their paths."""
-    if not any(path.name.lower().endswith(ARCHIVE_EXTENSIONS) for path in folder.rglob("*")):
-        return []
-    if FolderSource.holds_photos(folder):
-        return []
-    found = [path for path in folder.rglob("*") if path.name.lower().endswith(ARCHIVE_EXTENSIONS) and path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+def _open_folder(where: str, wanted: Wanted) -> list[_Part]:
+    """The photos in a folder, and those in its archives and tables; what has none is counted, if others have some."""
+    folder = FolderSource.survey(where, wanted)
+    counted, found = folder.sieve.ignored, list[_Part]()
+    bare = [path for path in folder.archives if path.lower().endswith(".parquet") and wanted.image is None]
+    bare = [path for path in bare if not tables.holds_images(f"{where}/{path}")]
+    if not len(folder.listing) and len(bare) == len(folder.archives):
+        bare = []  # Opening them says what is wrong.
+    counted["archive"] -= len(folder.archives)
+    counted["table without images"] += len(bare)
+    for path in sorted(set(folder.archives).difference(bare), key=os.fsencode):
+        inner = dataclasses.replace(wanted, include=()) if folder.sieve.includes(path) else wanted
+        try:
+            found.append(_Part(open_file(f"{where}/{path}", inner), f"{where}/{path}", path=path))
+        except NoPhotosError as error:
+            left_out = error.ignored.get("excluded")
+            counted.update(error.ignored if left_out else {"archive without images": 1})
+    if not found:
+        folder.sieve.require_photos(len(folder.listing), where)
+    return [_Part(folder, where), *found]
+
+
+def _open_set(where: str, wanted: Wanted) -> list[_Part]:
+    """The images of a finished shard set, with its splits and the names of its classes."""
+    shard_set = ShardSet.open(where)
+    if wanted.split is not None:
+        shard_set.split(wanted.split)
+    member = shard_set.image_member or SUFFIX[shard_set.encoding]
+    inner = WantedMembers(include=wanted.include, exclude=wanted.exclude, member=member)
+    found = list[_Part]()
+    for split, shards in shard_set.splits.items():
+        if split not in SPLITS and wanted.split is None:
+            raise UserError(
+                f"the splits of a source must be {', '.join(SPLITS)}; got '{split}'. Choose one by --split."
+            )
+        for shard in shards if wanted.split in (None, split) else ():
+            path = f"{where}/{shard.name}.tar"
+            raw = member == SUFFIX["raw"] and not is_url(where)
+            try:
+                part: Any = _RawShard.open(LocalRanges(path), shard.name, inner) if raw else open_file(path, inner)
+            except NoPhotosError as error:
+                found.append(_excluded(error))
+                continue
+            known = dataclasses.replace(part.known, classes=shard_set.classes) if part.known.classes else part.known
+            if wanted.split is None:
+                known = _in_split(known, len(part.listing), SPLITS.index(split))
+            found.append(_Part(dataclasses.replace(part, known=known, name=shard_set.name), path, frozenset({"split"})))
+    return found
+
+
+class _RawShard(TarSource):
+    """A shard of a raw set: its arrays are given as PPM, which every decoder of images knows."""
+
+    def read(self, item: int) -> bytes:
+        """One image."""
+        pixels = np.lib.format.read_array(io.BytesIO(super().read(item)), allow_pickle=False)
+        return b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+
+
+def _open_dataset(url: str, wanted: Wanted) -> list[_Part]:
+    """The parquet files of a dataset on the Hub."""
+    name, origin, files = hub.find_files(url, wanted)
+    found = list[_Part]()
+    for split, where in files:
+        try:
+            part: Any = open_file(where, wanted)
+        except NoPhotosError as error:
+            found.append(_excluded(error))
+            continue
+        known = part.known if split < 0 else _in_split(part.known, len(part.listing), split)
+        part = dataclasses.replace(part, name=name, known=known, origin={**part.origin, **origin})
+        found.append(_Part(part, where, _FOR_DATASETS))
+    return found
 
 
 def open_file(where: str, wanted: Wanted) -> Source:
@@ -108,32 +249,40 @@ def open_file(where: str, wanted: Wanted) -> Source:
         raise describe_os_error(error, f"reading {where}") from error
     name = name_of(where)
     if kind == "zip":
-        return ZipSource.open(file, name)
+        return ZipSource.open(file, name, wanted)
     if kind == "tar" and isinstance(file, LocalRanges):
-        return TarSource.open(file, name)
+        return TarSource.open(file, name, wanted)
     if kind == "tar" or kind in _COMPRESSED:
-        return StreamSource.open(where, kind if kind in _COMPRESSED else "", name)
+        return StreamSource.open(where, kind if kind in _COMPRESSED else "", name, wanted)
     if kind == "parquet":
-        from shard_tool.sources.parquet import ParquetSource
-
-        return ParquetSource.open(file, name, wanted)
+        return tables.ParquetSource.open(file, name, wanted)
     if kind == "arrow" and isinstance(file, LocalRanges):
-        from shard_tool.sources.arrow import ArrowSource
-
-        return ArrowSource.open(file, name, wanted)
+        return tables.ArrowSource.open(file, name, wanted)
+    extension = next((one[1:] for one in ARCHIVE_EXTENSIONS if where.partition("?")[0].lower().endswith(one)), "")
+    instead = f", not a {extension}" if extension else ""
+    refused = ": the download was refused" if kind == "web page" else ""
     raise UserError(
         f"the source must be a folder, a zip, a tar or a table of photos; got {where}, "
-        f"{f'a {kind} file' if kind else 'something else'}. {_REMEDIES.get(kind, _REMEDIES[''])}."
+        f"a{'n' * (kind[:1] == 'e')} {kind or 'file of another kind'}{instead}{refused}. "
+        f"{_REMEDIES.get(kind, 'Name a folder of photos, a zip, a tar, or parquet files')}."
     )
 
 
 def kind_of(file: Ranges) -> str:
-    """What the file is, by its first bytes; empty where that is unknown."""
+    """What the file is, by its first bytes; empty if that is unknown."""
     start = file.read(0, 512)
     if start[257:262] == b"ustar":
         return "tar"
-    kind = next((kind for magic, kind in _BEGINNINGS.items() if start.startswith(magic)), "")
-    return kind or ("tar" if file.where.endswith(".tar") else "")
+    if kind := next((kind for magic, kind in _BEGINNINGS.items() if start.startswith(magic)), ""):
+        return kind
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
+        return "web page"
+    if not start:
+        return "empty file"
+    if not re.search(rb"[\x00-\x08\x0e-\x1f]", start):
+        return "text file"
+    extension = file.where.partition("?")[0].lower()[-4:]  # A zip may begin with a program, a tar may be an old one.
+    return extension[1:] if extension in (".zip", ".tar") else ""
 
 
 def name_of(where: str) -> str:
@@ -143,14 +292,69 @@ def name_of(where: str) -> str:
     return name[: len(name) - len(extension)] or name
 
 
-def _with_splits(parts: list[Source]) -> list[Source]:
-    """`parts` with the splits that their names speak of (`train-000.tar`, `val-000.tar`), where all do and differ."""
-    splits = [split_in_name(part.name) for part in parts]
-    if -1 in splits or len(set(splits)) < 2 or any(part.known.split_of is not None for part in parts):
-        return parts
-    return [_in_split(part, split) for part, split in zip(parts, splits, strict=True)]
+def _in_split(known: Known, count: int, split: int) -> Known:
+    return dataclasses.replace(known, split_of=np.full(count, split, np.int8))
 
 
-def _in_split(part: Source, split: int) -> Source:
-    known = dataclasses.replace(part.known, split_of=np.full(len(part.listing), split, np.int8))
-    return dataclasses.replace(part, known=known)  # type: ignore[type-var]
+def _splits(parts: Sequence[_Part]) -> NDArray[np.int8] | None:
+    """[inputs] The split that names speak of, as `open_sources` says; None if they do not."""
+    if any(part.source.known.split_of is not None for part in parts):
+        return None
+    names = [part.source.name for part in parts]
+    found = _level(names, map(split_in_name, names), [len(part.source.listing) for part in parts])
+    folders, counts = zip(*_folders(parts), strict=True)
+    for level in range(max(map(len, folders))):
+        if found is None:
+            words = (folder[level].lower() if level < len(folder) else "" for folder in folders)
+            found = _level(list(map("/".join, folders)), (SPLIT_WORDS.get(word, -1) for word in words), counts)
+    return found
+
+
+def _level(places: Sequence[str], splits: Iterable[int], counts: Sequence[int]) -> NDArray[np.int8] | None:
+    """[inputs] The split of each, if there are two; `UserError` if photos beside them have none."""
+    numbers = np.fromiter(splits, np.int8)
+    if len(set(numbers.tolist()) - {-1}) < 2:
+        return None
+    if -1 in numbers:
+        outside = [(place, count) for place, number, count in zip(places, numbers, counts, strict=True) if number < 0]
+        within = [place for place, number in zip(places, numbers, strict=True) if number >= 0]
+        raise UserError(
+            f"every photo must be in a split if some are; got {sum(count for _, count in outside):,} in none, in "
+            f"'{outside[0][0] or '.'}' beside '{within[0]}'. Move them, or leave them out by --exclude."
+        )
+    return np.repeat(numbers, counts)
+
+
+def _folders(parts: Sequence[_Part]) -> Iterator[tuple[list[str], int]]:
+    """The folders that each run of photos lies in, below the one in which all lie, and the photos of the run."""
+    wheres = (part.where if isinstance(part.source, FolderSource) else os.path.dirname(part.where) for part in parts)
+    places = [where.split("/") for where in wheres]
+    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*places, strict=False))
+    common = sum(1 for _ in alike)
+    for part, place in zip(parts, places, strict=True):
+        for folder, count in part.source.listing.folders():
+            yield [*place[common:], *printable(folder).split("/")[:-1]], count
+
+
+def _check_options(parts: Sequence[_Part], wanted: Wanted) -> None:
+    """Raise `UserError` for an option that no source takes."""
+    taken = frozenset[str]().union(*(part.takes | part.source.takes for part in parts))
+    for option, takers in _OPTIONS.items():
+        if getattr(wanted, option) is not None and option not in taken:
+            raise UserError(
+                f"--{option} must be given with a source that takes it: {takers}; got none of these. Leave it out."
+            )
+
+
+def _check_globs(source: Source, parts: Sequence[_Part], wanted: Wanted) -> None:
+    """Raise `UserError` for a glob that no file matches: a slip of the pen would change the set in silence."""
+    for pattern in wanted.include:
+        matches = protocol.glob(pattern).fullmatch
+        paths = itertools.chain.from_iterable((part.path, *map(os.fsdecode, part.source.listing)) for part in parts)
+        if not any(map(matches, paths)):
+            raise UserError(f"--include must match a photo; got '{pattern}', which matches none. Correct it.")
+    if wanted.exclude and not source.ignored.get("excluded"):
+        shown = "', '".join(wanted.exclude)
+        raise UserError(
+            f"--exclude must match a file; got '{shown}', which match none. Correct them, or leave them out."
+        )

@@ -6,13 +6,15 @@ source can be pickled: another process opens its files again by itself.
 
 import enum
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
 from shard_tool.sources.listing import Listing
 
 IMAGE_EXTENSIONS = {
@@ -22,6 +24,10 @@ IMAGE_EXTENSIONS = {
 """Files with these extensions, in any case, are inputs: each ends as a sample or as a rejection with a reason."""
 CHUNK_FILES = 8
 """Consecutive files that stay together when the plan spreads them: fewer spread better; see benchmarks/spread.py."""
+
+
+MOST_CLASSES = 1 << 20
+"""Class numbers from here on are taken for something else, as database keys."""
 
 
 class Access(enum.IntEnum):
@@ -61,7 +67,15 @@ class Wanted:
     include: tuple[str, ...] = ()
     """Globs of paths in the source; where there are any, photos that match none are ignored."""
     exclude: tuple[str, ...] = ()
-    """Globs of paths in the source; photos that match one are ignored."""
+    """Globs of paths in the source; files that match one are ignored."""
+
+
+@dataclass(frozen=True)
+class WantedMembers(Wanted):
+    """What to take from a shard of a set."""
+
+    member: str = ""
+    """Suffix of the members that are the images."""
 
 
 WHATEVER = Wanted()
@@ -77,6 +91,14 @@ class SideFile:
     inside: bool
     """It lies within the source, not above it, and so certainly belongs to it."""
     open: Callable[[], BinaryIO]
+    path: str = ""
+    """In the source, if it lies there."""
+
+    @property
+    def folder(self) -> str:
+        """The folder that it lies in, with a slash behind it, as the paths of photos beside it begin."""
+        folder, slash, _ = self.path.rpartition("/")
+        return folder + slash
 
 
 @dataclass(frozen=True)
@@ -107,8 +129,12 @@ class Source(Protocol):
         """Paths and sizes of the inputs."""
 
     @property
-    def ignored(self) -> int:
-        """Files that do not look like images, and were passed over."""
+    def ignored(self) -> Mapping[str, int]:
+        """Files that were passed over, by kind: with the listing they are all files that were seen."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The fields of `Wanted` that mean something here."""
 
     @property
     def access(self) -> Access:
@@ -165,21 +191,172 @@ def extension_of(path: str) -> str:
 
 
 def is_table(path: str) -> bool:
-    """Whether a file may say something about the photos beside it: a csv, or one of CelebA's txt lists."""
+    """Whether a file may say something about the photos beside it: a csv, one of CelebA's txt lists, or metadata."""
     name = path.rpartition("/")[2].lower()
+    if name in ("metadata.jsonl", "dataset.json"):
+        return True
     return name.endswith(".csv") or (name.endswith(".txt") and name.startswith(("list_", "identity_")))
 
 
-def is_hidden(path: str) -> bool:
-    """Whether a folder on the way is hidden, or one that macOS puts into its archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/")[:-1])
+ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".arrow")
+"""Files with these extensions, in any case, are sources of their own if they lie in a folder."""
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information", "lost+found"}
+"""What macOS, network drives and Windows put beside photos: thumbnails and deleted files."""
+_NOTHING = "Put photos there, or try: shard_tool draw-faces {}."
+_KNOWN_EXTENSIONS = {
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), "camera raw"),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".m4v"), "video"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+    **dict.fromkeys((".tfrecord", ".tfrecords"), "TensorFlow records"),
+    **{".jxl": "JPEG XL", ".psd": "Photoshop", ".svg": "drawings", ".exr": "OpenEXR", ".npy": "NumPy arrays"},
+    **{".npz": "NumPy arrays", ".h5": "HDF5", ".hdf5": "HDF5", ".mdb": "LMDB", ".7z": "7-Zip", ".rar": "RAR"},
+}
 
 
-_SPLIT = re.compile(r"(?:^|[/_.-])(train|training|val|valid|validation|dev|eval|test|testing)(?=$|[/_.-])")
-_SPLIT_NUMBERS = {"train": 0, "training": 0, "test": 2, "testing": 2}
+class NoPhotosError(UserError):
+    """A source has no photos, or `Wanted` leaves none of them; `ignored` counts what it has."""
+
+    def __init__(self, message: str, ignored: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.ignored = ignored
+
+
+Kind = Literal["photo", "table", "sidecar", "archive", "other"]
+
+
+class Sieve:
+    """Tells the photos of a source from its other files, and counts these by kind.
+
+    What `kind` is asked about is a photo or counted, so that photos + sum(ignored.values()) is the number of files. A
+    source that passes over a photo for a reason of its own counts it in `ignored`, too.
+    """
+
+    def __init__(self, wanted: Wanted = WHATEVER, *, sidecars: Container[str] = (), bare: bool = False) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            wanted: what is included and excluded.
+            sidecars: extensions, with a dot, of files that say something about the photo of the same name.
+            bare: whether files without an extension may be photos.
+        """
+        self.ignored = Counter[str]()
+        self._extensions = Counter[str]()
+        self._include, self._exclude = (tuple(map(glob, globs)) for globs in (wanted.include, wanted.exclude))
+        self._images = {""} | IMAGE_EXTENSIONS if bare else IMAGE_EXTENSIONS
+        self._member = f".{wanted.member}" if isinstance(wanted, WantedMembers) else ""
+        self._sidecars = sidecars
+        self._folder, self._folder_is = "", ""
+
+    def kind(self, path: str) -> Kind:
+        """What the file at `path` is, which is relative to the source; all but photos are counted."""
+        kind, why = self._judge(path)
+        if kind != "photo":
+            self.ignored[why] += 1
+        return kind
+
+    def includes(self, path: str) -> bool:
+        """Whether one of the globs to include matches; of files that are no photos they say nothing."""
+        return any(pattern.fullmatch(path) for pattern in self._include)
+
+    @staticmethod
+    def folder(path: str) -> str:
+        """Why the files in the folder at `path` are passed over: hidden, or of the system; empty if they are not."""
+        for name in path.split("/"):
+            if name in _SYSTEM_FOLDERS:
+                return "system folder"
+            if name.startswith(".") and name not in (".", ".."):
+                return "hidden"
+        return ""
+
+    @property
+    def bare_files(self) -> int:
+        """Files without an extension that were taken for no images."""
+        return self._extensions[""]
+
+    def require_photos(self, count: int, where: str) -> None:
+        """Raise `NoPhotosError` if there are no photos, with what there is instead."""
+        if count:
+            return
+        if left_out := self.ignored["excluded"]:
+            raise NoPhotosError(
+                f"--include and --exclude must leave photos in {where}; got none, and {left_out:,} "
+                f"file{'s' * (left_out != 1)} that they leave out. Change the patterns: they are compared with paths "
+                "below the source.",
+                self.ignored,
+            )
+        files = [
+            f"{number:,} {extension or 'without an extension'}"
+            + (f" ({_KNOWN_EXTENSIONS[extension]})" if extension in _KNOWN_EXTENSIONS else "")
+            for extension, number in self._extensions.most_common(5)
+        ]
+        rest = sum(number for _, number in self._extensions.most_common()[5:])
+        others = [f"{rest:,} others"] * bool(rest) + [
+            f"{number:,} '{kind}'" for kind, number in (+self.ignored).items() if kind != "not an image"
+        ]
+        raise NoPhotosError(
+            f"{where} must hold photos ({', '.join(sorted(IMAGE_EXTENSIONS))}), and has no images that can be read; "
+            f"got {', '.join(files + others) or 'no files'}. "
+            + ("Convert these to such images, or name another source." if files or others else _NOTHING.format(where)),
+            self.ignored,
+        )
+
+    def _judge(self, path: str) -> tuple[Kind, str]:
+        folder, _, name = path.rpartition("/")
+        if folder != self._folder:
+            self._folder, self._folder_is = folder, self.folder(folder)
+        if self._folder_is or name.startswith("."):
+            return "other", self._folder_is or "hidden"
+        if self._exclude and any(pattern.fullmatch(path) for pattern in self._exclude):
+            return "other", "excluded"
+        extension = extension_of(name)
+        if path.endswith(self._member) if self._member else extension in self._images:
+            return ("photo", "") if not self._include or self.includes(path) else ("other", "excluded")
+        if is_table(name):
+            return "table", "table"
+        if extension in self._sidecars:
+            return "sidecar", "sidecar"
+        if name.lower().endswith(ARCHIVE_EXTENSIONS):
+            return "archive", "archive"
+        self._extensions[extension] += 1
+        return "other", "not an image"
+
+
+_WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+def glob(pattern: str) -> re.Pattern[str]:
+    """What `--include` and `--exclude` compare with whole paths, in any case of letters.
+
+    `*` and `?` stay within a name, `**` goes over folders, `folder/` is all below it, and a pattern without a slash is
+    one of the name in any folder.
+    """
+
+    def translate(token: re.Match[str]) -> str:
+        found = token[0]
+        if found in _WILD:
+            return _WILD[found]
+        if len(found) > 1:
+            return "[" + ("^" if found[1] == "!" else "") + found[1:].lstrip("!").replace("\\", "\\\\")
+        return re.escape(found)
+
+    wanted = pattern.removeprefix("./").removeprefix("/")
+    wanted += "**" if wanted.endswith("/") else ""
+    wanted = wanted if "/" in wanted else f"**/{wanted}"
+    return re.compile(
+        re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", translate, wanted, flags=re.DOTALL), re.IGNORECASE | re.DOTALL
+    )
+
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+"""What splits are called, and the number of each into `SPLITS`."""
+_SPLIT = re.compile(rf"(?:^|[/_.-])({'|'.join(SPLIT_WORDS)})(?=$|[/_.-])")
 
 
 def split_in_name(name: str) -> int:
-    """The split that a file name or a split's name speaks of, as a number into `SPLITS`; -1 where there is none."""
+    """The split that a file name or a split's name speaks of, as a number into `SPLITS`; -1 if there is none."""
     found = _SPLIT.search(name.lower())
-    return _SPLIT_NUMBERS.get(found[1], 1) if found else -1
+    return SPLIT_WORDS[found[1]] if found else -1

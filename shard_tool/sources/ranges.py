@@ -1,4 +1,4 @@
-"""Bytes of a file from any place in it: `pread` on this machine, range requests elsewhere.
+"""Bytes of a file from any place in it: `pread` on this machine, range requests elsewhere, a temporary file for more.
 
 An open file is never pickled: another process opens it again.
 """
@@ -8,9 +8,10 @@ import functools
 import io
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast
 
 from pipeline.errors import UserError
 from pipeline.files import is_url
@@ -45,11 +46,11 @@ class Ranges(Readable, Protocol):
 
 
 class LocalRanges:
-    """A file on this machine, read by `pread`."""
+    """A file on this machine, read by `pread`; `OSError` as soon as it is another one than when it was opened first."""
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.size = os.stat(where).st_size
+        self.size, self._changed_ns = _stamp(os.stat(where))
 
     @functools.cached_property
     def _file(self) -> int:
@@ -57,14 +58,23 @@ class LocalRanges:
 
     def read(self, offset: int, size: int) -> bytes:
         """See `Ranges`."""
-        return local_read(lambda: os.pread(self._file, size, offset))
+        if not 0 <= offset < self.size:
+            return b""
+        data = local_read(lambda: os.pread(self._file, min(size, self.size - offset), offset))
+        if _stamp(os.fstat(self._file)) != (self.size, self._changed_ns):
+            raise OSError(f"{self.where} has changed since it was listed")
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"where": self.where, "size": self.size}
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def __del__(self) -> None:
         if "_file" in self.__dict__:
             os.close(self._file)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 class RemoteRanges:
@@ -84,7 +94,7 @@ class RemoteRanges:
     def read(self, offset: int, size: int) -> bytes:
         """See `Ranges`."""
         end = min(offset + size, self.size)
-        if end <= offset:
+        if not 0 <= offset < end:
             return b""
         return retrying(lambda: self._read(offset, end), self.where)
 
@@ -198,3 +208,118 @@ class RangesFile(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+class Scratch:
+    """Bytes that would fill the memory, in a temporary file without a name: appended to, and read at any place."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    def append(self, data: bytes) -> int:
+        """Add `data`; returns where it begins."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115 (it lives as long as this object)
+        self._file.write(data)
+        self.size += len(data)
+        return self.size - len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The `size` bytes from `offset`."""
+        if not size:
+            return b""
+        assert self._file is not None, "there is a file as soon as there are bytes"
+        self._file.flush()
+        return os.pread(self._file.fileno(), size, offset)
+
+    def __getstate__(self) -> bytes:
+        return self.read(0, self.size)
+
+    def __setstate__(self, state: bytes) -> None:
+        self._file, self.size = None, 0
+        self.append(state)
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+# Files behind a URL: their listing, and each with a request of its own, by as many threads as decode.
+
+
+def is_file(url: str) -> bool:
+    """Whether `url` is one file and not a folder of them; `UserError` if there is neither."""
+    system, path = filesystem(url)
+    try:
+        return bool(retrying(lambda: system.info(path), url)["type"] == "file")
+    except FileNotFoundError:
+        raise UserError(f"the source must be there; got nothing at {url}. Check the address.") from None
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file that may be read."""
+    try:
+        return is_file(url)
+    except UserError:  # Also of a server that refuses to say.
+        return False
+
+
+def list_files(url: str) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file below `url`."""
+    system, root = filesystem(url)
+    root = root.rstrip("/") + "/"
+    found = _s3_objects(system, root, url) if hasattr(system, "call_s3") else _objects(system, root, url)
+    for path, size in found:
+        relative = path.removeprefix(root)
+        if relative and not relative.endswith("/"):
+            yield relative, size
+
+
+def _s3_objects(system: Any, root: str, url: str) -> Iterator[tuple[str, int]]:
+    """Page by page: a dictionary for each of a million objects would take a GiB."""
+    bucket, prefix, _ = system.split_path(root)
+    asked = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        page = retrying(functools.partial(system.call_s3, "list_objects_v2", **asked), url)
+        for entry in page.get("Contents", []):
+            yield f"{bucket}/{entry['Key']}", int(entry["Size"])
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _objects(system: Any, root: str, url: str) -> Iterator[tuple[str, int]]:
+    found = retrying(lambda: system.find(root.rstrip("/"), detail=True), url)
+    system.invalidate_cache()  # Which would be as large once more, for as long as the process lives.
+    for path, info in found.items():
+        if info["type"] == "file":
+            yield path, int(info["size"] or 0)
+
+
+def expand(url: str) -> list[str]:
+    """The URLs that a glob stands for, sorted."""
+    system, path = filesystem(url)
+    found: list[str] = retrying(lambda: system.glob(path), url)
+    return sorted(system.unstrip_protocol(one) for one in found)
+
+
+def open_file(url: str) -> BinaryIO:
+    """The content of a file, read as it comes."""
+    return cast(BinaryIO, io.BufferedReader(RemoteStream(url), 1 << 20))
+
+
+def read_file(url: str, size: int, *, most: int | None = None) -> bytes:
+    """A file that has `size` bytes, or its first `most`; `OSError` if it has another size or is gone."""
+
+    def attempt() -> bytes:
+        system, path = filesystem(url)
+        data = bytes(system.cat_file(path, start=0, end=most) if most else system.cat_file(path))
+        if len(data) != min(size, most or size):
+            raise OSError(errno.EIO, f"{len(data):,} bytes, {size:,} when it was listed")
+        return data
+
+    try:
+        return retrying(attempt, url)
+    except FileNotFoundError as error:
+        raise OSError(errno.ENOENT, "it has gone since it was listed") from error

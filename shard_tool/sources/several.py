@@ -1,10 +1,13 @@
 """Several sources as one: their listings one after the other.
 
-Paths get the name of their source in front only where two sources have the same path.
+Paths get the name of their source in front only if two sources have the same path. A part without photos counts files,
+and finds the tables that lie beside the others.
 """
 
+import dataclasses
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -13,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.build.keys import name_hash
-from shard_tool.sources.listing import JoinedListing
+from shard_tool.sources.listing import JoinedListing, name_hash
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile, Source
 
 
@@ -27,25 +29,43 @@ class SeveralSources:
     known: Known
 
     @classmethod
-    def join(cls, parts: Sequence[Source]) -> Self:
-        """Join `parts`; raises `UserError` where only some of them have labels, or other ones."""
-        hashes = np.concatenate([np.fromiter((name_hash(path) for path in part.listing), np.uint64) for part in parts])
+    def join(cls, parts: Sequence[Source], split_of: NDArray[np.int8] | None = None) -> Self:
+        """Join `parts`; raises `UserError` if only some of them have labels or splits, or other labels.
+
+        `split_of` is [inputs] the split of each, if no part says its own.
+        """
+        full = [part for part in parts if len(part.listing)]
         prefixes = [b""] * len(parts)
-        if len(np.unique(hashes)) < len(hashes):
-            prefixes = [f"{name}/".encode() for name in _distinct([part.name for part in parts])]
-        return cls(tuple(parts), JoinedListing([part.listing for part in parts], prefixes), _join_known(parts))
+        if len(full) > 1:
+            hashes = np.fromiter((name_hash(path) for part in full for path in part.listing), np.uint64)
+            if len(np.unique(hashes)) < len(hashes):
+                prefixes = [f"{name}/".encode() for name in _distinct([part.name for part in parts])]
+        known = _join_known(full)
+        if split_of is not None:
+            known = dataclasses.replace(known, split_of=split_of)
+        return cls(tuple(parts), JoinedListing([part.listing for part in parts], prefixes), known)
 
     @property
     def name(self) -> str:
         """What the names of the parts begin with, else the first one."""
-        names = sorted(part.name for part in self.parts)
-        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(names[0], names[-1], strict=False))
-        return re.sub(r"[\W_]*\d*$", "", "".join(letter for letter, _ in alike)) or self.parts[0].name
+        names = [part.name for part in self.parts if len(part.listing)]
+        if len(set(names)) == 1:
+            return names[0]
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
+        return re.sub(r"[\W_]*\d*$", "", "".join(letter for letter, _ in alike)) or names[0]
 
     @property
-    def ignored(self) -> int:
+    def ignored(self) -> Counter[str]:
         """In all parts."""
-        return sum(part.ignored for part in self.parts)
+        found = Counter[str]()
+        for part in self.parts:
+            found.update(part.ignored)
+        return found
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What one of the parts takes."""
+        return frozenset[str]().union(*(part.takes for part in self.parts))
 
     @property
     def access(self) -> Access:
@@ -92,8 +112,14 @@ class SeveralSources:
         return self.parts[part].carried(inner)
 
     def side_files(self, file_name: str) -> list[SideFile]:
-        """Those inside the parts, then those above them."""
-        found = [file for part in self.parts for file in part.side_files(file_name)]
+        """Those inside the parts, then those above them; beside photos that have labels nobody looks for others."""
+        labelled = bool(self.known.attributes or self.known.classes)
+        found = [
+            dataclasses.replace(file, path=prefix + file.path if file.path else "")
+            for part, prefix in zip(self.parts, self.listing.prefixes, strict=True)
+            if len(part.listing) or not labelled
+            for file in part.side_files(file_name)
+        ]
         unique = {file.where: file for file in found}.values()
         return sorted(unique, key=lambda file: not file.inside)
 
@@ -120,7 +146,12 @@ def _join_known(parts: Sequence[Source]) -> Known:
         if known.attributes != first.attributes or bool(known.classes) != bool(first.classes):
             raise UserError(
                 f"all sources must have the same labels; got {_show(first)} in '{parts[0].name}' and {_show(known)} in "
-                f"'{part.name}'. Make shards of one at a time."
+                f"'{part.name}'. Make shards of one at a time, or choose by --include and --exclude."
+            )
+        if (known.split_of is None) != (first.split_of is None):
+            raise UserError(
+                f"all sources must say their splits, or none; got one of '{parts[0].name}' and '{part.name}' that does "
+                "not. Make shards of one at a time."
             )
     classes, class_of = _join_classes(knowns)
     values = [known.values for known in knowns if known.values is not None]
@@ -131,7 +162,7 @@ def _join_known(parts: Sequence[Source]) -> Known:
         np.concatenate(values) if values else None,
         classes,
         class_of,
-        np.concatenate(splits) if len(splits) == len(parts) else None,
+        np.concatenate(splits) if splits else None,
     )
 
 

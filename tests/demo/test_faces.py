@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from demo import ATTRIBUTES, draw_face, draw_faces, draw_person
-from demo.folder import LIST_NAME
-from demo.portrait import paint_portrait
+from demo.portraits import LIST_NAME, paint_portrait
 from demo.traits import CHANCES, HAIR_COLOURS
 from pipeline.errors import UserError
 
@@ -175,12 +174,44 @@ def test_the_same_call_after_an_interruption_gives_the_same_folder(tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_faces_that_are_there_already_are_not_drawn_again(tmp_path):
+    draw_faces(tmp_path, count=3, size=32, workers=1)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.jpg")}
+    reports: list[int] = []
+    draw_faces(tmp_path, count=4, size=32, workers=1, progress=reports.append)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+    assert reports == [3, 4]
+    assert len(read_list(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"size": 40}])
+def test_faces_of_another_seed_or_size_are_drawn_anew(tmp_path, other):
+    draw_faces(tmp_path / "raw", count=2, size=32, workers=1)
+    for folder in ("raw", "fresh"):
+        draw_faces(tmp_path / folder, **({"count": 2, "size": 32, "workers": 1} | other))
+    assert contents(tmp_path / "raw") == contents(tmp_path / "fresh")
+
+
+def test_a_photo_cut_short_is_drawn_anew(tmp_path):
+    draw_faces(tmp_path, count=2, size=32, workers=1)
+    whole = contents(tmp_path)
+    (tmp_path / "000002.jpg").write_bytes(whole["000002.jpg"][:-40])
+    draw_faces(tmp_path, count=2, size=32, workers=1)
+    assert contents(tmp_path) == whole
+
+
 @pytest.mark.parametrize("name", ["holiday.jpg", "000001.jpg", "000003.jpg", LIST_NAME])
 def test_nothing_of_a_persons_is_overwritten(tmp_path, name):
     (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(UserError, match=name):
         draw_faces(tmp_path, count=2, size=32, workers=1)
     assert contents(tmp_path) == {name: b"precious"}
+
+
+def test_a_folder_above_drawn_faces_is_refused_and_told_where_they_are(tmp_path):
+    draw_faces(tmp_path / "raw" / "drawn", count=1, size=32, workers=1)
+    with pytest.raises(UserError, match="already: name that folder"):
+        draw_faces(tmp_path / "raw", count=1, size=32, workers=1)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

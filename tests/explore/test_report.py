@@ -18,11 +18,12 @@ from benchmarks.browser import browsing, missing
 from explore.cli import main
 from explore.html.charts import FRAME, charts_of
 from explore.html.embed import embed, embed_file
-from explore.html.reproduce import build_options, shown_places
+from explore.html.reproduce import shown_places
 from explore.html.results import KINDS, MOST_ROWS, read_sections
 from explore.html.wording import label, show, without_places
 from pipeline import Dataset
 from pipeline.format import ShardSet
+from shard_tool.options import words_of
 from tests.explore.untrained import SIZE, make_shards, save_model
 from tests.helpers import make_shard_set
 from train.config import from_dict
@@ -420,7 +421,7 @@ def test_the_command_of_a_report_makes_the_same_shard_set(tmp_path: Path, option
         values = np.random.default_rng(number).integers(0, 256, (4, 4, 3)).astype(np.uint8)
         Image.fromarray(values).resize((60, 50), Image.Resampling.BICUBIC).save(photos / f"{number}.png")
     first = make_shards(photos, tmp_path / "first", "--size", "16", *options)
-    words = list(build_options(first.parts[0]["settings"]))
+    words = list(words_of(first.parts[0]["settings"]))
     again = make_shards(photos, tmp_path / "again", *words)
     assert again.fingerprint == first.fingerprint
     assert again.parts[0]["settings"] == first.parts[0]["settings"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from shard_tool.image.photo import PhotoError, Recipe, make_sample, quiet_pillow, upright_square
 
-RECIPE = Recipe(size=64, crop="center", encoding="png", quality=95)
+RECIPE = Recipe(size=64, crop="center", encode="png")
 
 
 def pixels(data: bytes, recipe: Recipe = RECIPE) -> NDArray[np.int16]:
@@ -22,9 +22,14 @@ def pixels(data: bytes, recipe: Recipe = RECIPE) -> NDArray[np.int16]:
 
 def reason(data: bytes, recipe: Recipe = RECIPE) -> str:
     """Why a photo, which must be rejected, is rejected."""
+    return rejection(data, recipe).reason
+
+
+def rejection(data: bytes, recipe: Recipe = RECIPE) -> PhotoError:
+    """The reason and the detail of a photo that must be rejected."""
     with quiet_pillow(), pytest.raises(PhotoError) as error:
         make_sample(data, recipe)
-    return error.value.reason
+    return error.value
 
 
 def psnr(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -65,22 +70,31 @@ def png_header(width: int, height: int) -> bytes:
 
 def tiff_16(values: NDArray[np.uint16]) -> bytes:
     """An uncompressed little-endian TIFF of 16 bits a channel, [H, W, 3]."""
+    return tiff(values, 16, photometric=2)
+
+
+def tiff(values: NDArray[Any], bits: int, photometric: int, tags: dict[int, int] | None = None) -> bytes:
+    """An uncompressed little-endian TIFF of `values` [H, W, channels], or [H, W / 8, 1] if `bits` is 1.
+
+    Photometric interpretations are 0: grey, white is zero; 1: grey, black is zero; 2: RGB. `tags` are added or changed.
+    """
     height, width, channels = values.shape
-    body = values.astype("<u2").tobytes()
-    entries = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, channels, 8),  # bits, stored right behind the header
-        (259, 3, 1, 1),
-        (262, 3, 1, 2),  # RGB
-        (273, 4, 1, 14),  # where the pixels begin
-        (277, 3, 1, channels),
-        (278, 4, 1, height),
-        (279, 4, 1, len(body)),
-    ]
-    head = b"II*\0" + struct.pack("<I", 14 + len(body)) + struct.pack("<3H", 16, 16, 16)
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return head + body + directory + bytes(4)
+    body = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    counted = {
+        256: (4, 1, width * 8 if bits == 1 else width),
+        257: (4, 1, height),
+        258: (3, channels, 8 if channels > 2 else bits),  # bits of each, stored right behind the header
+        259: (3, 1, 1),
+        262: (3, 1, photometric),
+        273: (4, 1, 14),  # where the pixels begin
+        277: (3, 1, channels),
+        278: (4, 1, height),
+        279: (4, 1, len(body)),
+        **{tag: (4, 1, value) for tag, value in (tags or {}).items()},
+    }
+    head = b"II*\0" + struct.pack("<I", 14 + len(body)) + struct.pack("<3H", bits, bits, bits)
+    entries = (struct.pack("<HHII", tag, *entry) for tag, entry in sorted(counted.items()))
+    return head + body + struct.pack("<H", len(counted)) + b"".join(entries) + bytes(4)
 
 
 def icc_profile(space: bytes, tags: dict[bytes, bytes], pcs: bytes = b"XYZ ") -> bytes:

@@ -57,7 +57,7 @@ def test_a_tilde_behind_an_equals_sign_is_the_home_folder(
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
-        (("--size", 0), "size must be at least 1 pixel; got 0."),
+        (("--size", 0), "size must be from 1 to 4,096 pixels; got 0."),
         (("--crop", 15), "crop must be center, pad, stretch or at least the size, 16; got 15."),
         (("--quality", 101), "quality must be from 1 to 100; got 101."),
         (("--val-fraction", 1), "val-fraction must be from 0 to below 1; got 1.0."),
@@ -128,7 +128,7 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, make: Make, hash
     assert not (tmp_path / "set").exists()
     assert "made of 61 photos" in printed
     assert "1 empty file of 61 tried" in printed
-    assert "1 files that are no images" in printed
+    assert "ignored   not an image 1" in printed
 
 
 def test_a_dry_run_knows_the_space(photos: Path, tmp_path: Path, make: Make) -> None:

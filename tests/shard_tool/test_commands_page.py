@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from pipeline.format import ShardSet
-from shard_tool.build.labels import _CLASS_COLUMNS, _SPLIT_COLUMNS, _SPLIT_NAMES, ATTRIBUTES_FILES, PARTITION_FILES
 from shard_tool.cli import main
+from shard_tool.labels.find import _SPLIT_NAMES, ATTRIBUTES_FILES, METADATA_FILES, PARTITION_FILES
+from shard_tool.labels.tables import CLASS_COLUMNS, SPLIT_COLUMNS, TEXT_COLUMNS
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 
@@ -44,5 +45,13 @@ def test_every_command_runs(
 
 def test_the_page_names_what_the_code_takes() -> None:
     text = PAGE.read_text()
-    for name in (*ATTRIBUTES_FILES, PARTITION_FILES[0], *_SPLIT_NAMES, *_SPLIT_COLUMNS, *_CLASS_COLUMNS):
+    columns = (*SPLIT_COLUMNS, *CLASS_COLUMNS, *TEXT_COLUMNS)
+    for name in (
+        *ATTRIBUTES_FILES,
+        PARTITION_FILES[0],
+        *METADATA_FILES[0],
+        *METADATA_FILES[1],
+        *_SPLIT_NAMES,
+        *columns,
+    ):
         assert f"`{name}`" in text

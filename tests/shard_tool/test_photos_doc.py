@@ -11,7 +11,6 @@ from shard_tool.image import photo, recipe
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "photos.md").read_text()
-STEPS = ("formats", "crop", "colour")
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -29,10 +28,12 @@ def test_every_command_runs(command: list[str], tmp_path: Path, make_folder, mon
 
 
 def test_every_reason_is_explained() -> None:
-    sources = [(ROOT / "shard_tool" / f"{name}.py").read_text() for name in ("photo", "reading", *STEPS)]
-    pattern = r'(?:PhotoError\(\s*|Rejection\(|return )"([a-z ]+)", '
-    reasons = {reason for source in sources for reason in re.findall(pattern, source)} | {"empty file"}
-    assert len(reasons) >= 9
+    reasons = set()
+    for path in (ROOT / "shard_tool").rglob("*.py"):
+        pairs = "|return " if path.parent.name in ("image", "build") else ""
+        pattern = rf'(?:PhotoError\(\s*|InputError\(\s*|Rejection\(\s*{pairs})"([a-z ]+)"[,)]'
+        reasons |= set(re.findall(pattern, path.read_text()))
+    assert len(reasons) >= 14
     assert {reason for reason in reasons if f"`{reason}`" not in TEXT} == set()
 
 

@@ -1,5 +1,6 @@
 """`--out s3://...`: built in a small local folder, uploaded, verified; the bytes are those of a local build."""
 
+import hashlib
 import os
 import random
 import signal
@@ -14,10 +15,10 @@ import pytest
 
 from pipeline.errors import TransportError
 from pipeline.format import Shard
-from pipeline.remote.transport import Patience
-from shard_tool.build.bucket import Bucket
+from pipeline.remote.transport import Patience, filesystem
+from shard_tool.build.bucket import Bucket, _etags, place_of
 from shard_tool.build.journal import GroupRecord, Journal
-from shard_tool.build.place import Folder, place_of
+from shard_tool.build.place import Folder
 from shard_tool.cli import main
 from tests.shard_tool.conftest import content
 
@@ -47,23 +48,26 @@ def test_a_bucket_gets_the_bytes_of_a_local_build(
     assert "already complete" in make(photos, f"{s3}/one/set", *SMALL)
 
 
-def test_an_append_to_a_bucket_is_that_of_a_folder(
-    s3: str,
-    photos: Path,
-    tmp_path: Path,
-    make: Make,
-    refuse: Refuse,
-    hashes: Hashes,
-    make_folder: Callable[..., Path],
+def test_a_damaged_set_in_a_bucket_is_restored(
+    s3: str, photos: Path, tmp_path: Path, make: Make, refuse: Refuse, hashes: Hashes
 ) -> None:
-    staging = ("--staging", tmp_path / "staging")
-    for out in (tmp_path / "set", f"{s3}/two/set"):
-        make(photos, out, *SMALL, *staging)
-    assert "size 24 (was built with 16)" in refuse(photos, f"{s3}/two/set", *SMALL, *staging, "--size", 24)
-    make_folder(photos / "new", 9)
-    for out in (tmp_path / "set", f"{s3}/two/set"):
-        make(photos, out, *SMALL, *staging, "--append", "--drop-duplicates")
-    assert content(f"{s3}/two/set") == hashes(tmp_path / "set")
+    staging, url = ("--staging", tmp_path / "staging"), f"{s3}/two/set"
+    make(photos, tmp_path / "set", *SMALL, *staging)
+    make(photos, url, *SMALL, *staging)
+    assert "size 24 (was built with 16)" in refuse(photos, url, *SMALL, *staging, "--size", 24)
+    files, root = filesystem(url)
+    files.rm_file(f"{root}/train-000001.tar")
+    files.pipe_file(f"{root}/train-000002.tar", b"\0" * files.info(f"{root}/train-000002.tar")["size"])
+    assert "2 damaged shards; 2 are again what they were" in make(photos, url, *SMALL, *staging)
+    assert content(url) == hashes(tmp_path / "set")
+
+
+def test_a_file_that_is_sent_in_parts_is_known_by_its_etag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shard_tool.build.bucket.PART_BYTES", 4)
+    (tmp_path / "file").write_bytes(b"aaaabbbbcc")
+    digests = b"".join(hashlib.md5(part).digest() for part in (b"aaaa", b"bbbb", b"cc"))
+    whole = hashlib.md5(b"aaaabbbbcc").hexdigest()
+    assert _etags(tmp_path / "file") == {whole, f"{hashlib.md5(digests).hexdigest()}-3"}
 
 
 def test_a_build_that_is_killed_again_and_again(
@@ -121,14 +125,14 @@ def test_what_waits_for_its_upload_is_bounded(
     photos: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most: list[int] = []
-    hand_in = Bucket.hand_in
+    take = Bucket.take
 
-    def watching(self: Bucket, shard: Shard) -> None:
-        hand_in(self, shard)
+    def watching(self: Bucket, folder: Path, shard: Shard) -> None:
+        take(self, folder, shard)
         most.append(sum(1 for _ in self.workshop.glob("*.tar")))
 
     monkeypatch.setattr("shard_tool.build.bucket.STAGED_BYTES", 1)
-    monkeypatch.setattr(Bucket, "hand_in", watching)
+    monkeypatch.setattr(Bucket, "take", watching)
     make(photos, f"memory://{tmp_path.name}/set", *SMALL, "--staging", tmp_path / "staging")
     assert len(most) > 8
     assert max(most) <= 1

@@ -86,7 +86,9 @@ def test_raw_shards_are_one_strided_array(
         path = source / ("x" * (number % 7) + f"ä{number}") / "photo.png"
         path.parent.mkdir(parents=True)
         picture(number, (40, 40)).save(path)
-    (source / "list_attr_celeba.csv").write_text("image_id,Male,Smiling\nphoto.png,1,-1\n")
+    names = sorted(path.relative_to(source) for path in source.rglob("*.png"))
+    lines = ["image_id,Male,Smiling", *(f"{name},1,-1" for name in names)]
+    (source / "list_attr_celeba.csv").write_text("\n".join(lines) + "\n")
     make(
         source, tmp_path / "set", "--size", 16, "--encode", "raw", "--shard-samples", 100, "--val-fraction", 0, *options
     )

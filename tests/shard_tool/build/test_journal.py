@@ -2,10 +2,14 @@ import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import shard_tool.build.make
+import shard_tool.build.reading
 from shard_tool.build.journal import GroupRecord, Journal
+from shard_tool.build.reading import Failure
 from shard_tool.cli import main
 
 Make = Callable[..., str]
@@ -42,6 +46,7 @@ def test_an_interrupted_build_keeps_its_finished_groups(unfinished: Path) -> Non
         "group-000000.json",
         "group-000001.json",
         "lock",
+        "photos.npy",
         "plan.json",
     ]
 
@@ -87,7 +92,7 @@ def test_a_group_whose_files_suffered_is_built_again(
         (("--shard-samples", 6), "shard_samples 6 (was begun with 5)"),
         (("--seed", 1), "seed 1 (was begun with 0)"),
         (("--limit", 5), "limit 5 (was begun with none)"),
-        (("--no-json",), "json False (was begun with True)"),
+        (("--no-json",), "no_json True (was begun with False)"),
     ],
 )
 def test_other_settings_are_refused(
@@ -101,11 +106,10 @@ def test_other_settings_are_refused(
 def test_other_photos_are_refused(unfinished: Path, photos: Path, refuse: Refuse) -> None:
     photo = photos / "a" / "00000.jpg"
     photo.write_bytes(photo.read_bytes() + b"\0")
+    assert "got 1 changed photo (a/00000.jpg). Give the same" in refuse(photos, unfinished, *SMALL)
+    photo.rename(photos / "a" / "new.jpg")
     error = refuse(photos, unfinished, *SMALL)
-    assert "listing_sha256" in error
-    assert " photos " not in error.partition("got ")[2].partition(". ")[0]
-    photo.unlink()
-    assert "photos 59 (was begun with 60)" in refuse(photos, unfinished, *SMALL)
+    assert "got 1 new photo (a/new.jpg), 1 missing photo. Give the same" in error
 
 
 def test_other_labels_are_refused(unfinished: Path, photos: Path, refuse: Refuse) -> None:
@@ -116,7 +120,7 @@ def test_other_labels_are_refused(unfinished: Path, photos: Path, refuse: Refuse
 def test_other_library_versions_are_refused(
     unfinished: Path, photos: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_tool.settings.library_versions", lambda: {"pillow": "99.0"})
+    monkeypatch.setattr("shard_tool.build.make.library_versions", lambda: {"pillow": "99.0"})
     assert "pillow 99.0 (was begun with " in refuse(photos, unfinished, *SMALL)
 
 
@@ -124,7 +128,7 @@ def test_a_complete_set_stays_complete_under_other_library_versions(
     photos: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(photos, tmp_path / "set", *SMALL)
-    monkeypatch.setattr("shard_tool.settings.library_versions", lambda: {"pillow": "99.0"})
+    monkeypatch.setattr("shard_tool.build.make.library_versions", lambda: {"pillow": "99.0"})
     assert "already complete" in make(photos, tmp_path / "set", *SMALL)
 
 
@@ -180,4 +184,92 @@ def test_a_second_build_in_the_same_folder_is_refused(
 
 def test_a_damaged_plan_says_what_to_do(unfinished: Path, photos: Path, refuse: Refuse) -> None:
     (unfinished / ".build" / "plan.json").write_text("{")
-    assert "Delete the folder" in refuse(photos, unfinished, *SMALL)
+    assert "got damaged text. Delete" in refuse(photos, unfinished, *SMALL)
+
+
+def test_a_finished_set_names_the_photos_that_are_others_now(
+    photos: Path, tmp_path: Path, make: Make, refuse: Refuse
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"nothing")
+    make(photos, tmp_path / "set", *SMALL)
+    (photos / "a" / "00002.jpg").rename(photos / "a" / "new.jpg")
+    error = refuse(photos, tmp_path / "set", *SMALL)
+    assert "got 1 new photo (a/new.jpg), 1 missing photo (a/00002.jpg)." in error
+    (photos / "a" / "new.jpg").rename(photos / "a" / "00002.jpg")
+    (photos / "a" / "more.jpg").write_bytes(b"something")
+    error = refuse(photos, tmp_path / "set", *SMALL)
+    assert f"got 1 new photo (a/more.jpg). Make another set of them (--out OTHER --not-in {tmp_path}" in error
+
+
+def test_a_record_that_was_changed_is_not_believed(
+    unfinished: Path, photos: Path, tmp_path: Path, make: Make, hashes: Hashes
+) -> None:
+    record = unfinished / ".build" / "group-000001.json"
+    record.write_text(record.read_text().replace('"rejected": []', '"rejected": [["a", "b", "c"]]'))
+    make(photos, unfinished, *SMALL)
+    make(photos, tmp_path / "whole" / "set", *SMALL)
+    assert hashes(unfinished) == hashes(tmp_path / "whole" / "set")
+
+
+def test_records_of_another_build_are_not_believed(
+    unfinished: Path, photos: Path, tmp_path: Path, make: Make, hashes: Hashes
+) -> None:
+    shutil.copytree(unfinished / ".build", tmp_path / "whole" / "set" / ".build")
+    for name in ("plan.json", "photos.npy"):
+        (tmp_path / "whole" / "set" / ".build" / name).unlink()
+    shutil.rmtree(photos / "a")
+    make(photos, tmp_path / "whole" / "set", *SMALL)
+    make(photos, tmp_path / "clean" / "set", *SMALL)
+    assert hashes(tmp_path / "whole" / "set") == hashes(tmp_path / "clean" / "set")
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '{"shards": 3}', '{"sha256": "x", "number": []}'])
+def test_a_record_of_any_json_is_built_again(unfinished: Path, photos: Path, make: Make, text: str) -> None:
+    (unfinished / ".build" / "group-000000.json").write_text(text)
+    make(photos, unfinished, *SMALL)
+
+
+def test_what_a_kill_left_half_written_is_no_stranger(photos: Path, tmp_path: Path, make: Make) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / ".train-000000.tar.partial").write_bytes(b"half")
+    make(photos, tmp_path / "set", *SMALL)
+    assert not list((tmp_path / "set").glob(".*"))
+
+
+def test_a_photo_that_changes_while_the_build_runs_is_read_again(
+    photos: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = photos / "a" / "00000.jpg"
+    content = photo.read_bytes()
+    original = shard_tool.build.make.make_plan
+
+    def later(*arguments: object, **options: object) -> object:
+        photo.write_bytes(b"")
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shard_tool.build.make.make_plan", later)
+        assert main(["make-shards", str(photos), "--out", str(tmp_path / "set"), *map(str, SMALL), "--quiet"]) == 1
+    assert "a/00000.jpg (" in capsys.readouterr().err
+    photo.write_bytes(content)
+    make(photos, tmp_path / "set", *SMALL)
+    assert not (tmp_path / "set" / "rejected.jsonl").read_bytes()
+
+
+def test_photos_that_cannot_be_read_may_be_left_out(
+    photos: Path,
+    tmp_path: Path,
+    make: Make,
+    rejections: Callable[[Path], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = shard_tool.build.reading.sample_of
+
+    def failing(source: Any, item: int, recipe: Any) -> Any:
+        return Failure("Input/output error") if item == 7 else original(source, item, recipe)
+
+    monkeypatch.setattr("shard_tool.build.reading.sample_of", failing)
+    arguments = ["make-shards", str(photos), "--out", str(tmp_path / "set"), *map(str, SMALL), "--quiet"]
+    assert main(arguments) == 1
+    make(photos, tmp_path / "set", *SMALL, "--skip-unreadable")
+    assert list(rejections(tmp_path / "set").values()) == ["unreadable"]

@@ -1,5 +1,6 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from hypothesis import given, settings
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks.spread import deviation
-from shard_tool.build.labels import NOT_LISTED, Table
 from shard_tool.build.plan import Plan, make_plan
+from shard_tool.labels.find import NOT_LISTED, Table
+from shard_tool.options import GROUP_SHARDS
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile
 
@@ -17,7 +19,8 @@ class Numbers:
     """A source of numbered inputs, in chunks of 8."""
 
     name = "numbers"
-    ignored = 0
+    ignored: ClassVar[dict[str, int]] = {}
+    takes = frozenset[str]()
     access = Access.ANY_ORDER
     known = Known()
 
@@ -43,6 +46,8 @@ class Numbers:
 def plan(count: int, **changes: object) -> Plan:
     options: dict[str, object] = {"val_fraction": 0.1, "shard_samples": 10, "seed": 0, "limit": None, "partition": None}
     options |= changes
+    if "group_samples" not in options:
+        options["group_samples"] = GROUP_SHARDS * options["shard_samples"]  # type: ignore[operator]
     return make_plan(Numbers(count), attributes=None, **options)  # type: ignore[arg-type]
 
 
@@ -139,26 +144,27 @@ def test_shards_that_bytes_limit_are_planned_as_one_run_of_a_group() -> None:
     groups = list(made.iter_groups())
     assert [shard.name for shard in groups[2].shards] == ["train-000002", "val-000002"]
     assert sum(len(shard.items) for group in groups for shard in group.shards) == 500
-    assert made.shard_numbers() == {"train": [0, 5], "val": [0, 5]}
 
 
-def test_a_later_part_goes_on_with_the_numbers_and_keeps_its_keys_apart() -> None:
-    source = Numbers(100)
-    first = plan(100)
-    among = np.arange(100) >= 60
-    later = plan(100, among=among, taken=first.keys.hashes()[70:80], first={"train": 6, "val": 2})
-    assert sorted(np.concatenate(later.groups)) == list(range(60, 100))
-    assert later.shard_numbers()["train"][0] == 6
-    assert later.shard_numbers()["val"][0] == 2
-    assert later.keys[65] == "000065"
-    assert later.keys[75] != first.keys[75]
-    assert len({*(later.keys[item] for item in range(60, 100)), *(first.keys[item] for item in range(70, 80))}) == 50
-    assert source.listing[75] == b"000075.jpg"
+def test_what_another_set_holds_is_left_out_with_a_reason() -> None:
+    made = plan(20).without({}, np.array([3, 5]))
+    assert sorted(np.concatenate([group.left_out for group in made.iter_groups()]).tolist()) == [3, 5]
+    assert made.why_left_out(5) == ("in another set", "")
+
+
+def test_folders_are_of_one_split_as_a_whole() -> None:
+    source = Numbers(0)
+    source.listing = Listing([(f"{number % 50:02d}/{number}.jpg".encode(), 1) for number in range(1000)])
+    options: dict[str, object] = {"val_fraction": 0.3, "shard_samples": 10, "seed": 0, "limit": None}
+    made = make_plan(source, None, None, group_samples=40, val_by_folder=True, **options)  # type: ignore[arg-type]
+    splits = {(path.partition(b"/")[0], split) for path, split in zip(source.listing, made.split_of, strict=True)}
+    assert len(splits) == 50
+    assert 5 < sum(split for _, split in splits) < 25
 
 
 def test_duplicates_are_left_out_and_groups_keep_their_items() -> None:
     made = plan(500)
-    fewer = made.without({7: 3, 499: 0})
+    fewer = made.without({7: 3, 499: 0}, np.empty(0, np.int64))
     assert [group.left_out.tolist() for group in fewer.iter_groups() if len(group.left_out)] in (
         [[7], [499]],
         [[499], [7]],
@@ -192,7 +198,8 @@ def test_a_partition_decides_the_splits_and_leaves_out_what_it_does_not_name() -
 
 def test_the_json_holds_source_and_attributes(tmp_path: Path) -> None:
     attributes = table(("Male", '100% "sure"'), [[1, 0]], [0, NOT_LISTED])
-    made = make_plan(Numbers(2), attributes, None, val_fraction=0, shard_samples=10, seed=0, limit=None)
+    sizes = {"shard_samples": 10, "group_samples": 40}
+    made = make_plan(Numbers(2), attributes, None, val_fraction=0, seed=0, limit=None, **sizes)
     assert made.meta(0) == b'{"source":"000000.jpg","attributes":{"Male":1,"100% \\"sure\\"":0}}'
     assert made.is_left_out(1)
     assert made.longest_meta() == len(made.meta(0))
@@ -203,5 +210,5 @@ def test_the_json_holds_source_and_attributes(tmp_path: Path) -> None:
 def test_the_longest_json_is_known_beforehand(names: list[str]) -> None:
     source = Numbers(0)
     source.listing = Listing(sorted((f"{name}.jpg".encode(), 1) for name in names))
-    made = make_plan(source, None, None, val_fraction=0, shard_samples=10, seed=0, limit=None)
+    made = make_plan(source, None, None, val_fraction=0, shard_samples=10, group_samples=40, seed=0, limit=None)
     assert made.longest_meta() == max(len(made.meta(item)) for item in range(len(names)))

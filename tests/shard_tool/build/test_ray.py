@@ -109,12 +109,10 @@ def test_without_the_package_the_extra_is_named(
 
 
 def test_a_source_that_is_read_from_its_start_is_refused() -> None:
-    stream: Any = SimpleNamespace(name="photos.tar.gz", access=Access.ONE_PASS)
+    stream: Any = SimpleNamespace(source=SimpleNamespace(name="photos.tar.gz", access=Access.ONE_PASS))
     nothing: Any = None
     with pytest.raises(UserError, match=r"got photos.tar.gz, which is read from its start. Unpack it"):
-        build_on_ray(
-            nothing, stream, nothing, nothing, nothing, address="local", threads=1, report=lambda done, rejected: None
-        )
+        build_on_ray(nothing, stream, nothing, address="local", threads=1, report=lambda done, rejected: None)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pipeline.errors import TransportError
 from shard_tool.build import reading
 from shard_tool.build.plan import make_plan
-from shard_tool.build.reading import Failure, Outcome, Rejection, outcomes, samples_of
+from shard_tool.build.reading import Failure, Made, Outcome, Rejection, outcomes, samples_of
+from shard_tool.build.record import content_of
 from shard_tool.image.photo import Recipe
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile
@@ -25,7 +26,8 @@ class Memory:
     """Inputs whose bytes are their number, in chunks of 6."""
 
     name = "memory"
-    ignored = 0
+    ignored: dict[str, int] = {}  # noqa: RUF012 (of a test)
+    takes = frozenset[str]()
     known = Known()
     origin: dict[str, str] = {}  # noqa: RUF012 (of a test)
 
@@ -67,7 +69,8 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(source: Memory, threads: int = 2, **options: int) -> dict[int, Outcome]:
-    plan = make_plan(source, None, None, val_fraction=0.2, shard_samples=4, seed=1, limit=options.get("limit"))
+    limit, sizes = options.get("limit"), {"shard_samples": 4, "group_samples": 16}
+    plan = make_plan(source, None, None, val_fraction=0.2, seed=1, limit=limit, **sizes)
     groups = list(plan.iter_groups())
     order = [item for group in groups for shard in group.shards for item in shard.items.tolist()]
     return dict(zip(order, outcomes(source, groups, RECIPE, threads), strict=True))
@@ -80,7 +83,7 @@ def test_every_photo_has_its_own_outcome(access: Access, count: int, threads: in
     reading.make_sample = lambda data, recipe: b"sample " + data  # type: ignore[assignment]
     source = Memory(count, access)
     found = run(source, threads, **({} if limit is None else {"limit": limit}))
-    assert found == {item: b"sample %d" % item for item in found}
+    assert found == {item: Made(b"sample %d" % item, content_of(b"%d" % item)) for item in found}
     assert len(found) == min(count, limit or count)
     assert sorted(source.reads) == sorted(found)
 
@@ -98,11 +101,11 @@ def test_a_source_is_read_in_its_own_order_within_a_group(access: Access) -> Non
 
 def test_photos_that_are_done_are_told_before_they_are_yielded() -> None:
     source = Memory(40, Access.BY_CHUNK, lambda item: InputError("bad") if item % 10 == 3 else None)
-    plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, seed=1, limit=None)
+    plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, group_samples=400, seed=1, limit=None)
     told: list[int] = []
     made = outcomes(source, plan.iter_groups(), RECIPE, 1, done=lambda done, rejected: told.append(rejected))
     first = next(made)
-    assert isinstance(first, bytes | Rejection)
+    assert isinstance(first, Made | Rejection)
     assert len(told) == 40
     assert sum(told) == 4
     made.close()
@@ -113,7 +116,7 @@ def test_a_rejection_is_an_outcome_like_any_other() -> None:
         source = Memory(20, access, lambda item: InputError("encrypted", "why") if item == 7 else None)
         found = run(source)
         assert found[7] == Rejection("encrypted", "why")
-        assert sum(isinstance(outcome, bytes) for outcome in found.values()) == 19
+        assert sum(isinstance(outcome, Made) for outcome in found.values()) == 19
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TransportError("s3://b must be had; got 503.")])
@@ -142,7 +145,7 @@ def test_files_that_are_too_large_are_not_read(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1)
     found = run(Memory(12, Access.BY_CHUNK))
     assert isinstance(found[11], Rejection)
-    assert found[9] == b"sample 9"
+    assert found[9] == Made(b"sample 9", content_of(b"9"))
 
 
 def test_large_photos_that_are_read_beforehand_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +174,14 @@ def test_large_photos_that_are_read_beforehand_are_few(monkeypatch: pytest.Monke
 
 def test_some_outcomes_are_had_without_a_plan() -> None:
     source = Memory(20, Access.ONE_PASS)
-    assert list(samples_of(source, [9, 2, 5], RECIPE)) == [b"sample 2", b"sample 5", b"sample 9"]
+    assert [made.sample for made in samples_of(source, [9, 2, 5], RECIPE)] == [b"sample 2", b"sample 5", b"sample 9"]
 
 
 def test_the_samples_of_a_group_lie_in_the_folder_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Memory(20, Access.BY_CHUNK)
-    plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, seed=1, limit=None)
+    plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, group_samples=400, seed=1, limit=None)
     made = outcomes(source, plan.iter_groups(), RECIPE, 1, spool=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
         next(made)

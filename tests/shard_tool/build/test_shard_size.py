@@ -70,7 +70,7 @@ def test_limits_that_make_no_sense_are_refused(photos: Path, tmp_path: Path, ref
     [
         (
             ("--shard-size", "1MB"),
-            "shard_samples none (was built with 4,096), shard_bytes 1,000,000 (was built with none)",
+            "shard_samples none (was built with 4,096), shard_size 1,000,000 (was built with none)",
         ),
         (("--keep-order",), "seed none (was built with 0), keep_order True (was built with False)"),
         (("--drop-duplicates",), "drop_duplicates True (was built with False)"),

@@ -5,17 +5,21 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
-from pipeline.format import SUFFIX, ShardSet
+from pipeline.format import SUFFIX, ShardSet, Split
+from pipeline.tar import ShardWriter
 from shard_tool.cli import main
+from tests.helpers import encode, make_image, make_shard_set
 
 Make = Callable[..., str]
 Rejections = Callable[[Path], dict[str, str]]
@@ -38,7 +42,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def web(folder: Path, split: str, member: str, *, bare: bool = False) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    webdataset = pytest.importorskip("webdataset")
     shards = sorted(map(str, folder.glob(f"{split}-*.tar")))
     dataset = webdataset.WebDataset(shards, shardshuffle=False).decode(*([] if bare else ["rgb8"]))
     yield from dataset.to_tuple("__key__", member, "json")
@@ -94,6 +97,121 @@ def test_datasets_reads_a_set_into_memory_and_by_its_files(source: Path, tmp_pat
     assert len(train) == 20
 
 
+# Asked by `verify --readers`
+
+
+@pytest.mark.parametrize("encoding", list(SUFFIX))
+@pytest.mark.parametrize("labels", [{}, {"attributes": (), "classes": ("a", "b")}, {"attributes": ()}])
+def test_both_libraries_read_a_set_as_we_do(
+    tmp_path: Path, encoding: str, labels: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shard_set(tmp_path / "set [1]", encoding=encoding, **labels)
+    before = sorted((tmp_path / "set [1]").iterdir())
+    assert main(["verify", str(tmp_path / "set [1]"), "--readers"]) == 0, capsys.readouterr()
+    assert "as written and as webdataset and datasets read it" in capsys.readouterr().out
+    assert sorted((tmp_path / "set [1]").iterdir()) == before
+
+
+class Odd(NamedTuple):
+    """What a library would make of the samples of a set if it were wrong."""
+
+    change: Callable[[list[dict[str, Any]]], object]
+    said: str
+
+
+ODD = {
+    "key": Odd(lambda found: found[1].update(__key__="other"), "other is a sample to webdataset alone"),
+    "skipped": Odd(lambda found: found.pop(1), "is skipped by webdataset"),
+    "image": Odd(lambda found: found[1].update(jpg=found[2]["jpg"]), "has another image for webdataset"),
+    "no image": Odd(lambda found: found[1].pop("jpg"), "has another image for webdataset"),
+    "json": Odd(lambda found: found[1].update(json=found[2]["json"]), "has another json for webdataset"),
+    "tar": Odd(lambda found: [found.remove(one) for one in found[:] if "000002" in one["__url__"]], "no sample for"),
+}
+
+
+@pytest.mark.parametrize("odd", list(ODD))
+def test_what_a_library_reads_otherwise_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], odd: str
+) -> None:
+    make_shard_set(tmp_path / "set", samples={"train": 40})
+    read = webdataset.tariterators.group_by_keys
+
+    def reads_otherwise(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        found = list(read(*arguments, **options))
+        ODD[odd].change(found)
+        return found
+
+    monkeypatch.setattr(webdataset.tariterators, "group_by_keys", reads_otherwise)
+    assert main(["verify", str(tmp_path / "set"), "--readers"]) == 1
+    shown = capsys.readouterr().out
+    assert ODD[odd].said in shown
+    assert f"{tmp_path / 'set'} is whole, but not read alike by all: " in shown
+    assert "datasets" not in shown.replace("webdatasets", "")
+
+
+def test_a_sample_that_only_one_library_skips_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`datasets` takes names that begin with two underscores for hidden files."""
+    made = make_shard_set(tmp_path / "set", samples={"train": 8}, attributes=())
+    writer = ShardWriter(made.folder, "train-000000")
+    for number, key in enumerate(("a", "__b", "c")):
+        writer.add(key, encode(make_image("train", number, 16), "jpeg"), "jpg", b"{}")
+    shard = writer.close()
+    assert shard is not None
+    ShardSet(**{**vars(made), "splits": {"train": Split.of([vars(shard)])}}).save()
+    assert main(["verify", str(made.folder), "--json", "--readers"]) == 1
+    expected = {"file": "train-000000.tar", "key": "__b", "problem": "is skipped by datasets"}
+    assert json.loads(capsys.readouterr().out)["problems"] == [expected]
+    assert main(["verify", str(made.folder)]) == 0
+
+
+def test_what_stops_a_library_is_a_problem_and_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, suffix in enumerate(("jpg", "jpg", "jpeg")):
+            member = tarfile.TarInfo(f"{number}.{suffix}")
+            image = encode(make_image("train", number, 16), "jpeg")
+            member.size = len(image)
+            tar.addfile(member, io.BytesIO(image))
+    assert main(["index", str(tmp_path)]) == 0
+    assert "a.tar stops datasets, or the tar after it does: ValueError: " in capsys.readouterr().out
+    assert main(["verify", str(tmp_path), "--readers"]) == 1
+    assert "is whole, but not read alike by all: 1 problem in 1 file." in capsys.readouterr().out
+
+
+def test_a_damaged_shard_is_not_given_to_the_libraries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_shard_set(tmp_path / "set").folder
+    (folder / "train-000001.tar").write_bytes(b"no tar")
+    assert main(["verify", str(folder), "--readers"]) == 1
+    shown = capsys.readouterr().out
+    assert "is damaged" in shown
+    assert "webdataset" not in shown
+
+
+def test_a_library_that_is_missing_is_the_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_shard_set(tmp_path / "set").folder
+    monkeypatch.setattr("shard_tool.care.readers.importlib.util.find_spec", lambda name: name != "datasets" or None)
+    assert main(["verify", str(folder), "--readers"]) == 2
+    assert "got no datasets. Install it: pip install 'leanstream[datasets]'." in capsys.readouterr().err
+    (folder / "shardset.json").unlink()
+    assert main(["index", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "webdataset reads 3 tars of it as leanstream does" in shown
+    assert "not compared with datasets, not installed here" in shown
+
+
+def test_nothing_is_left_in_the_home_of_the_user(tmp_path: Path) -> None:
+    """In a process of its own, in which datasets is not loaded yet."""
+    make_shard_set(tmp_path / "set")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), "https_proxy": "http://[::1]:9"}
+    command = [sys.executable, "-m", "shard_tool", "verify", str(tmp_path / "set"), "--readers", "--quiet"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "", "")
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
 @pytest.fixture(scope="module", params=[64, 128])
 def celeba_set(request: pytest.FixtureRequest, celeba: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("celeba") / f"celeba-{request.param}"
@@ -133,13 +251,14 @@ def test_everything_odd_is_a_sample_or_a_rejection(odd: Path, tmp_path: Path, re
     rejected = rejections(out)
     kept = {meta["source"] for split in opened.splits for _, _, meta in web(out, split, "jpg")}
     files = {path.relative_to(odd).as_posix() for path in odd.rglob("*") if path.is_file()}
-    assert kept | set(rejected) == files
+    hidden = {path for path in files if Path(path).name.startswith("._")}
+    assert kept | set(rejected) == files - hidden
     assert not kept & set(rejected)
     by_folder = {
         folder: {rejected.get(path) for path in files if path.startswith(folder)} for folder in os.listdir(odd)
     }
     assert by_folder == {
-        "appledouble": {"not an image"},
+        "appledouble": {None},
         "zero_byte": {"empty file"},
         "bomb_160MP": {"too many pixels"},
         "tiny": {"smaller than the target"},

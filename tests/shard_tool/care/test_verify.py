@@ -11,15 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.files import try_lock
-from pipeline.format import RECORD, SUFFIX, Index, Shard, ShardSet, Split
+from pipeline.format import SUFFIX, Index, Shard, ShardSet, Split
 from pipeline.shards.shard import ShardFile
 from pipeline.tar import ShardWriter
-from shard_tool.care.checks import _Record
 from shard_tool.cli import main
 from tests.helpers import encode, make_image, make_shard_set
 
-Hashes = Callable[[Path], dict[str, str]]
 Run = Callable[..., list[tuple[str, str | None, str]]]
 
 OPTIONS = ("--size", "16", "--shard-samples", "6", "--val-fraction", "0.2", "--quiet")
@@ -94,15 +91,12 @@ def test_sets_of_every_encoding_and_label_are_whole(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_flipped_bit_is_found_and_repaired(
-    built: Path, copy: Path, verify: Run, hashes: Hashes, data: st.DataObject
-) -> None:
+def test_any_flipped_bit_is_found(copy: Path, verify: Run, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted([*copy.glob("*.tar"), *copy.glob("*.index")])))
     whole = path.read_bytes()
     flip(path, data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7)))
-    assert {file for file, _, _ in verify(copy)} == {path.name}
-    assert verify(copy, "--repair", built / "raw") == []
-    assert hashes(copy) == hashes(built / "set")
+    assert {file for file, _, _ in verify(copy)} == {file for file, _, _ in verify(copy, "--quick")} == {path.name}
+    path.write_bytes(whole)
 
 
 @pytest.mark.parametrize(
@@ -183,34 +177,33 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
 
 @pytest.mark.parametrize("quick", [(), ("--quick",)])
 @pytest.mark.parametrize("damage", list(DAMAGES))
-def test_damage_is_named_and_repaired(
-    built: Path, copy: Path, verify: Run, hashes: Hashes, damage: str, quick: tuple[str, ...]
-) -> None:
+def test_damage_is_named(copy: Path, verify: Run, damage: str, quick: tuple[str, ...]) -> None:
     do, expected = DAMAGES[damage]
     do(copy)
     problems = verify(copy, *quick)
     for file, what in expected:
         if not (quick and "cut off" in what):
             assert any(name == file and what in found for name, _, found in problems), problems
-    assert verify(copy, *quick, "--repair", built / "raw") == []
-    assert hashes(copy) == hashes(built / "set")
 
 
-def test_an_index_that_lies_about_a_whole_tar_is_to_blame(built: Path, copy: Path, verify: Run, hashes: Hashes) -> None:
+def test_an_index_that_lies_about_a_whole_tar_is_to_blame(copy: Path, verify: Run) -> None:
     index = index_of(copy, "train-000000")
     for field, lie in (("image_crc32", 1), ("image_offset", 512), ("image_size", 1), ("json_offset", 1 << 40)):
         records = index.records.copy()
         records[1][field] ^= lie
         (copy / "train-000000.index").write_bytes(dataclasses.replace(index, records=records).to_bytes())
-        assert {file for file, _, _ in verify(copy)} == {"train-000000.index"}
-        assert verify(copy, "--repair", built / "raw") == []
-        assert hashes(copy) == hashes(built / "set")
+        [(file, _, what)] = verify(copy)
+        assert (file, what) == ("train-000000.index", "says another place or crc32 of 1 sample than its tar")
+    records = index.records[[1, 0, *range(2, len(index.records))]]
+    (copy / "train-000000.index").write_bytes(dataclasses.replace(index, records=records).to_bytes())
+    assert [file for file, _, _ in verify(copy)] == ["train-000000.index"]
 
 
-def test_a_strange_tar_is_named_and_left_alone(built: Path, copy: Path, verify: Run) -> None:
+def test_a_strange_tar_is_named_and_left_alone(copy: Path, verify: Run) -> None:
     shutil.copy(copy / "train-000000.tar", copy / "train-000099.tar")
     expected = [("train-000099.tar", None, "is not of this set: shardset.json does not name it")]
-    assert verify(copy) == verify(copy, "--repair", built / "raw") == expected
+    assert verify(copy) == expected
+    assert (copy / "train-000099.tar").exists()
 
 
 @pytest.mark.parametrize(
@@ -267,13 +260,13 @@ def test_other_bytes_in_the_description_than_in_the_tar_are_found(copy: Path, ve
     assert any("in place of 1,048,576" in what for _, _, what in verify(copy))
 
 
-def test_rejections_are_counted(copy: Path, verify: Run) -> None:
+def test_the_list_of_rejections_is_part_of_the_set(copy: Path, verify: Run) -> None:
     lines = (copy / "rejected.jsonl").read_text()
-    for text, found in ((lines + lines, "has 2 lines in place of 1"), ("{}\n", "with a reason in line 1")):
+    for text in (lines + lines, "{}\n", lines.replace("a", "b", 1)):
         (copy / "rejected.jsonl").write_text(text)
-        assert [(file, found in what) for file, _, what in verify(copy)] == [("rejected.jsonl", True)]
+        assert [(file, "has sha256 " in what) for file, _, what in verify(copy)] == [("rejected.jsonl", True)]
     (copy / "rejected.jsonl").unlink()
-    assert verify(copy) == [("rejected.jsonl", None, "is missing, with 1 lines")]
+    assert verify(copy) == [("rejected.jsonl", None, "is missing")]
 
 
 def written(folder: Path, rows: list[tuple[str, bytes, bytes]], **fields: Any) -> Path:
@@ -351,196 +344,44 @@ def test_many_problems_of_one_file_are_cut_short_for_people(
     assert (quiet.out, len(quiet.err.splitlines())) == ("", 11)
 
 
-def test_a_damaged_set_names_the_repair(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_set_names_the_command_that_restores_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(copy / "train-000000.tar", 700)
     assert main(["verify", str(copy)]) == 1
-    assert f"Next: shard_tool verify {copy} --repair PHOTOS" in capsys.readouterr().out
+    command = next(line for line in capsys.readouterr().out.splitlines() if "make-shards" in line)
+    assert command.startswith(f"  shard_tool make-shards PHOTOS --out {copy} --size 16 ")
+    assert "--shard-samples 6" in command
+    assert main(["verify", str(copy), "--json"]) == 1
+    assert command in json.loads(capsys.readouterr().out)["restore"]
+    rewrite(copy, lambda content: content.update(parts=content["parts"] * 2))
+    assert main(["verify", str(copy), "--quick"]) == 1
+    assert "Next: copy these files again from where the set came" in capsys.readouterr().out
 
 
-@pytest.fixture
-def refuse_repair(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A function that tries a repair, which must be refused in one line that it returns."""
-
-    def run(folder: Path, photos: Path, *options: object) -> str:
-        assert main(["verify", str(folder), "--quiet", "--repair", str(photos), *map(str, options)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        return err
-
-    return run
-
-
-def test_other_photos_are_refused_with_the_difference(
-    built: Path, copy: Path, tmp_path: Path, refuse_repair: Callable[..., str], hashes: Hashes
+def test_a_set_that_was_only_indexed_is_restored_by_its_maker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (copy / "train-000001.tar").unlink()
-    before = hashes(copy)
-    shutil.copytree(built / "raw", tmp_path / "raw")
-    (tmp_path / "raw" / "list_attr_celeba.csv").unlink()
-    assert "attributes_sha256 none (was " in refuse_repair(copy, tmp_path / "raw")
-    (tmp_path / "raw" / "a" / "00000.jpg").unlink()
-    assert "got photos 40 (was 41), listing_sha256 " in refuse_repair(copy, tmp_path / "raw")
-    assert "no such folder" in refuse_repair(copy, tmp_path / "nowhere")
-    assert hashes(copy) == before
+    folder = written(tmp_path / "set", [("a", GOOD, b"")], parts=({"indexed": {"members": ["jpg"]}},))
+    (folder / "train-000000.index").unlink()
+    assert main(["verify", str(folder)]) == 1
+    assert f"Next: shard_tool index {folder}\n" in capsys.readouterr().out
+    flip(folder / "train-000000.tar", 700)
+    assert main(["verify", str(folder)]) == 1
+    assert f"Next: copy its tars again, then: shard_tool index {folder}\n" in capsys.readouterr().out
 
 
-def test_photos_that_came_later_do_no_harm(built: Path, copy: Path, tmp_path: Path, verify: Run) -> None:
-    (copy / "train-000001.tar").unlink()
-    shutil.copytree(built / "raw", tmp_path / "raw")
-    shutil.copy(tmp_path / "raw" / "a" / "00000.jpg", tmp_path / "raw" / "a" / "00000b.jpg")
-    assert verify(copy, "--repair", tmp_path / "raw") == []
-
-
-def test_photos_of_other_content_repair_nothing(
-    built: Path, copy: Path, tmp_path: Path, verify: Run, hashes: Hashes
-) -> None:
+def test_a_check_changes_nothing(copy: Path, verify: Run) -> None:
+    before = sorted(copy.iterdir())
     flip(copy / "train-000001.tar", 700)
-    before = hashes(copy)
-    shutil.copytree(built / "raw", tmp_path / "raw")
-    photos = sorted((tmp_path / "raw").glob("?/*.jpg"))
-    for photo in photos:
-        photo.write_bytes(photos[0].read_bytes().ljust(photo.stat().st_size, b"\0")[: photo.stat().st_size])
-    problems = verify(copy, "--repair", tmp_path / "raw")
-    assert ("train-000001.tar", None) in [(file, key) for file, key, what in problems if "built again" in what]
-    assert "photos of the same names and sizes" in problems[-1][2]
-    assert hashes(copy) == before
-
-
-def test_other_library_versions_are_named_where_the_bytes_differ(
-    built: Path, copy: Path, verify: Run, hashes: Hashes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flip(copy / "train-000001.tar", 700)
-    before = hashes(copy)
-    monkeypatch.setattr("shard_tool.settings.library_versions", lambda: {"pillow": "0.1"})
-    monkeypatch.setattr("shard_tool.build.reading.make_sample", lambda data, recipe: GOOD)
-    problems = verify(copy, "--repair", built / "raw")
-    assert "pillow 0.1 (was " in problems[-1][2]
-    assert hashes(copy) == before
-
-
-def test_photos_that_cannot_be_read_are_a_fault_and_change_nothing(
-    built: Path, copy: Path, hashes: Hashes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flip(copy / "train-000001.tar", 700)
-    before = hashes(copy)
-
-    def fail(self: object, item: int) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("shard_tool.sources.folder.FolderSource.read", fail)
-    assert main(["verify", str(copy), "--quiet", "--repair", str(built / "raw")]) == 1
-    assert "Input/output error" in capsys.readouterr().err
-    assert hashes(copy) == before
-
-
-def test_a_file_that_is_no_index_of_ours_is_kept(built: Path, copy: Path, verify: Run) -> None:
     (copy / "train-000000.index").write_bytes(b"somebody's notes")
-    problems = verify(copy, "--repair", built / "raw")
-    assert "is no index of leanstream's" in problems[-1][2]
+    assert {file for file, _, _ in verify(copy)} == {"train-000001.tar", "train-000000.index"}
+    assert sorted(copy.iterdir()) == before
     assert (copy / "train-000000.index").read_bytes() == b"somebody's notes"
 
 
-def test_a_set_that_was_only_indexed_is_verified_and_not_repaired(
-    tmp_path: Path, verify: Run, refuse_repair: Callable[..., str], photos: Path
-) -> None:
-    make_shard_set(tmp_path / "set")
-    (tmp_path / "set" / "train-000000.index").unlink()
-    assert verify(tmp_path / "set", "--repair", photos) == []
-    flip(tmp_path / "set" / "train-000000.tar", 700)
-    assert [file for file, _, _ in verify(tmp_path / "set")] == ["train-000000.tar"] * 2
-    assert "must have been built by make-shards" in refuse_repair(tmp_path / "set", photos)
-
-
-def test_what_a_killed_repair_left_does_no_harm(built: Path, copy: Path, verify: Run, hashes: Hashes) -> None:
-    (copy / ".repair").mkdir()
-    (copy / ".repair" / ".train-000001.tar.partial").write_bytes(b"half a shard")
-    shutil.copy(copy / "train-000000.tar", copy / ".repair" / "train-000001.tar")
-    (copy / "train-000001.tar").unlink()  # As between the two renames, and the index is old.
-    assert verify(copy, "--repair", built / "raw") == []
-    assert hashes(copy) == hashes(built / "set")
-
-
-def test_one_repair_at_a_time(built: Path, copy: Path, refuse_repair: Callable[..., str]) -> None:
-    flip(copy / "train-000001.tar", 700)
-    (copy / ".repair").mkdir()
-    with open(copy / ".repair" / "lock", "wb") as lock:
-        assert try_lock(lock)
-        assert "a repair that is still running" in refuse_repair(copy, built / "raw")
-
-
-@pytest.mark.parametrize(
-    "options", [("--keep-order",), ("--drop-duplicates",), ("--shard-size", "30KB"), ("--limit", "90"), ("--no-json",)]
-)
-def test_a_repair_plans_as_the_build_did(
-    tmp_path: Path, make_folder: Callable[..., Path], verify: Run, hashes: Hashes, options: tuple[str, ...]
-) -> None:
-    raw = make_folder(tmp_path / "raw", 120, (40, 48))
-    for number in range(30):
-        shutil.copy(raw / "ab"[number % 2] / f"{number:05d}.jpg", raw / "a" / f"copy-{number}.jpg")
-    size = () if options[0] == "--shard-size" else ("--shard-samples", "9")
-    arguments = [str(raw), "--out", str(tmp_path / "set"), "--size", "16", "--quiet", *size, *options]
-    assert main(["make-shards", *arguments]) == 0
-    before = hashes(tmp_path / "set")
-    tars = sorted((tmp_path / "set").glob("train-*.tar"))
-    assert len(tars) > 4
-    for path in tars[1::2]:
-        flip(path, 700)
-    assert verify(tmp_path / "set", "--quick", "--repair", raw) == []
-    assert hashes(tmp_path / "set") == before
-
-
-def test_a_repair_reads_archives_too(built: Path, tmp_path: Path, verify: Run, hashes: Hashes) -> None:
-    archive = shutil.make_archive(str(tmp_path / "raw"), "zip", built / "raw")
-    assert main(["make-shards", archive, "--out", str(tmp_path / "set"), *OPTIONS]) == 0
-    before = hashes(tmp_path / "set")
-    flip(tmp_path / "set" / "train-000002.tar", 700)
-    assert verify(tmp_path / "set", "--repair", archive) == []
-    assert hashes(tmp_path / "set") == before
-
-
-@pytest.mark.parametrize("grown", [True, False])
-def test_every_part_of_a_set_is_repaired(
-    tmp_path: Path, make_folder: Callable[..., Path], verify: Run, hashes: Hashes, grown: bool
-) -> None:
-    """A second part from the same folder, grown, or from another one with only the new photos."""
-    everything = make_folder(tmp_path / "all", 90, (40, 48))
-    first, second = tmp_path / "first", tmp_path / "second"
-    for number in range(90):
-        name = f"{'ab'[number % 2]}/{number:05d}.jpg"
-        for folder in ([first] if number % 3 else []) + ([second] if grown or not number % 3 else []):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(everything / name, folder / name)
-    common = ("--out", str(tmp_path / "set"), *OPTIONS)
-    assert main(["make-shards", str(first), *common]) == 0
-    assert main(["make-shards", str(second), *common, "--append"]) == 0
-    before = hashes(tmp_path / "set")
-    assert verify(tmp_path / "set") == []
-    tars = sorted((tmp_path / "set").glob("*.tar"))
-    for path in tars[1::2]:
-        path.unlink()
-    assert verify(tmp_path / "set", "--repair", everything) == []
-    assert hashes(tmp_path / "set") == before
-
-
-@pytest.mark.parametrize("given", ["folders", "beside", "named"])
-def test_a_repair_uses_the_labels_of_the_build(
-    photos: Path, tmp_path: Path, verify: Run, hashes: Hashes, refuse_repair: Callable[..., str], given: str
-) -> None:
-    table = (photos if given == "beside" else tmp_path) / "mine.csv"
-    table.write_text("file,mood\n" + "".join(f"{number:05d},m{number % 4}\n" for number in range(60)))
-    labels = "folders" if given == "folders" else str(table)
-    assert main(["make-shards", str(photos), "--out", str(tmp_path / "set"), *OPTIONS, "--labels", labels]) == 0
-    before = hashes(tmp_path / "set")
-    flip(tmp_path / "set" / "train-000003.tar", 700)
-    if given == "named":
-        moved = table.rename(tmp_path / "moved.csv")
-        assert "labels must be the table that the set was made with, mine.csv" in refuse_repair(
-            tmp_path / "set", photos
-        )
-    options = ("--labels", moved) if given == "named" else ()
-    assert verify(tmp_path / "set", "--repair", photos, *options) == []
-    assert hashes(tmp_path / "set") == before
+def test_one_of_anything_is_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path / "set", [("a", GOOD, b"")])
+    assert main(["verify", str(folder)]) == 0
+    assert "is whole: 1 image in 1 shard, every hash" in capsys.readouterr().out
 
 
 def test_what_is_no_set_is_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -550,15 +391,9 @@ def test_what_is_no_set_is_the_users_error(tmp_path: Path, capsys: pytest.Captur
     assert main(["verify", str(tmp_path / "set"), "--threads", "0"]) == 2
 
 
-def test_records_of_an_index_and_of_a_check_have_the_same_fields() -> None:
-    assert _Record._fields == RECORD.names
-
-
-def test_a_celeba_set_is_whole_and_repaired(celeba: Path, tmp_path: Path, verify: Run, hashes: Hashes) -> None:
+def test_a_celeba_set_is_whole(celeba: Path, tmp_path: Path, verify: Run) -> None:
     arguments = [str(celeba), "--out", str(tmp_path / "set"), "--limit", "400", "--shard-samples", "100", "--quiet"]
     assert main(["make-shards", *arguments]) == 0
-    before = hashes(tmp_path / "set")
+    assert verify(tmp_path / "set", "--readers") == []
     flip(tmp_path / "set" / "train-000000.tar", 20_000)
-    assert verify(tmp_path / "set")
-    assert verify(tmp_path / "set", "--repair", celeba) == []
-    assert hashes(tmp_path / "set") == before
+    assert {file for file, _, _ in verify(tmp_path / "set")} == {"train-000000.tar"}

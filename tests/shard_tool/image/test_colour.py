@@ -1,6 +1,8 @@
 import io
+import struct
 import sys
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from tests.shard_tool.pictures import (
     png_chunk,
     reason,
     red_cyan_profile,
+    rejection,
     save,
+    tiff,
     tiff_16,
     wide_gamut_profile,
 )
@@ -247,9 +251,48 @@ def test_what_is_hidden_does_not_shine_through_at_the_edges() -> None:
     assert pixels(save(image, "PNG")).min() >= 254
 
 
-def test_floating_point_pixels_are_rejected_by_name() -> None:
-    assert reason(save(Image.new("F", (100, 100)), "TIFF")) == "pixels not supported"
-    assert reason(save(Image.new("I", (100, 100)), "TIFF")) == "pixels not supported"
+@pytest.mark.parametrize(
+    ("kind", "bits", "number_format", "detail"),
+    [
+        (np.float32, 32, 3, "TIFF of floating point numbers"),
+        (np.float64, 64, 3, "TIFF of unusual numbers or channels"),
+        (np.uint32, 32, 1, "TIFF of 32-bit or signed numbers"),
+        (np.int16, 16, 2, "TIFF of 32-bit or signed numbers"),
+    ],
+)
+def test_numbers_that_are_no_colours_are_rejected_by_name(
+    kind: type, bits: int, number_format: int, detail: str
+) -> None:
+    for photometric in (0, 1):
+        values = np.ones((100, 100, 1), kind)
+        error = rejection(tiff(values, bits, photometric, {339: number_format}))
+        assert error.reason == "pixels not supported"
+        assert error.detail.startswith((detail, "TIFF of unusual numbers"))
+    assert rejection(save(Image.new("F", (100, 100)), "TIFF")).detail.startswith("TIFF of floating point numbers")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("kind", "bits"), [(np.uint8, 1), (np.uint8, 8), (np.uint16, 16)])
+def test_white_is_zero_if_a_tiff_says_so(kind: type, bits: int, compressed: bool) -> None:
+    most = np.iinfo(kind).max
+    values = np.full((96, 96, 1), most, kind)
+    values[:, 48:] = 0
+    stored = np.packbits(values, axis=1) if bits == 1 else values
+    for photometric, left, right in ((1, 255, 0), (0, 0, 255)):
+        data = tiff(stored, bits, photometric)
+        if compressed:
+            body = zlib.compress(stored.astype(np.dtype(kind).newbyteorder("<")).tobytes())
+            body = body.ljust(stored.nbytes, b"\0")
+            data = data[:14] + body + data[14 + stored.nbytes :]
+            data = data.replace(struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 259, 3, 1, 8))
+        found = pixels(data)
+        assert (found[:, :28] == left).all()
+        assert (found[:, 36:] == right).all()
+
+
+def test_channels_of_16_bits_one_after_the_other_are_not_misread() -> None:
+    values = np.zeros((100, 100, 3), np.uint16)
+    assert rejection(tiff(values, 16, 2, {284: 2})).detail.startswith("16-bit TIFF, channel after channel")
 
 
 def test_heic_of_a_phone_with_its_gamut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from shard_tool.image.crop import frame_of
-from shard_tool.image.formats import PhotoError
 from shard_tool.image.photo import upright_square
-from shard_tool.image.recipe import Recipe
-from tests.shard_tool.pictures import RECIPE, pixels, reason, save, stored_as, with_orientation
+from shard_tool.image.recipe import PhotoError, Recipe, frame_of
+from tests.shard_tool.pictures import RECIPE, pixels, reason, rejection, save, stored_as, with_orientation
 
 
 def landmarks(width: int, height: int) -> NDArray[np.uint8]:
@@ -34,6 +32,27 @@ def test_photos_stand_upright(orientation: int, crop: int | str, size: tuple[int
         # The horizontal pass rounds before the vertical one; JPEG rounds too, and rings at the edge of the padding.
         assert difference.max() <= (4 if kind != "JPEG" else 12), kind
         assert difference.mean() < 1, kind
+
+
+@pytest.mark.parametrize("crop", ["center", 64])
+@pytest.mark.parametrize("size", [(65, 64), (64, 65), (64, 67), (91, 64)])
+def test_a_crop_of_the_samples_size_copies_whole_pixels(size: tuple[int, int], crop: int | str) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    left, top = (size[0] - 64) // 2, (size[1] - 64) // 2
+    found = pixels(save(Image.fromarray(photo), "PNG"), replace(RECIPE, crop=crop))
+    np.testing.assert_array_equal(found, photo[top : top + 64, left : left + 64])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(65, 64), (64, 69), (200, 301), (700, 601)])
+def test_the_centre_of_a_turned_photo_is_off_by_a_pixel_at_most(orientation: int, size: tuple[int, int]) -> None:
+    """In a picture whose levels are the places of its pixels."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    upright = np.stack([x, y, x], -1) * 255 / max(size)
+    stored = np.ascontiguousarray(stored_as(np.rint(upright).astype(np.uint8), orientation))
+    found = pixels(save(Image.fromarray(stored), "PNG", exif=with_orientation(orientation)))
+    middle = found[24:40, 24:40, :2].mean(axis=(0, 1)) * max(size) / 255
+    assert np.abs(middle - (np.array(size) - 1) / 2).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
@@ -83,6 +102,15 @@ def test_small_photos_are_never_enlarged_unasked() -> None:
     assert upright_square(save(Image.new("RGB", (64, 64)), "PNG"), RECIPE).size == (64, 64)
 
 
+@pytest.mark.parametrize("crop", ["center", "pad", "stretch", 80])
+def test_photos_below_the_least_size_are_rejected(crop: int | str) -> None:
+    recipe = replace(RECIPE, crop=crop, upscale=True, min_size=90)
+    for kind in ("PNG", "JPEG"):
+        error = rejection(save(Image.new("RGB", (300, 89)), kind), recipe)
+        assert (error.reason, error.detail) == ("smaller than the minimum", "300x89, the shorter side must have 90")
+        assert upright_square(save(Image.new("RGB", (90, 300)), kind), recipe).size == (64, 64)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_small_photos_are_enlarged_on_request(kind: str) -> None:
     small = landmarks(32, 40)
@@ -111,7 +139,7 @@ def test_a_frame_lies_in_the_centre_and_commutes_with_turning(
     turned = frame_of(height, width, recipe)
     assert (frame.left, frame.right, frame.width) == (turned.top, turned.bottom, turned.height)
     assert (frame.top, frame.bottom, frame.height) == (turned.left, turned.right, turned.width)
-    assert frame.left == width - frame.right >= 0
-    assert frame.top == height - frame.bottom >= 0
+    assert 0 <= frame.left <= width - frame.right <= frame.left + 1
+    assert 0 <= frame.top <= height - frame.bottom <= frame.top + 1
     assert max(frame.width, frame.height) == size
     assert frame.shrink >= 1 or (crop == "pad" and min(frame.width, frame.height) == 1)

@@ -6,8 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from shard_tool.image.encode import library_versions
-from shard_tool.image.photo import make_sample
+from shard_tool.image.photo import library_versions, make_sample
 from tests.shard_tool.pictures import RECIPE, pixels, save, wide_gamut_profile, with_orientation
 
 ENCODINGS = ("jpeg", "png", "webp", "raw")
@@ -23,7 +22,7 @@ def test_nothing_but_pixels_survives(picture, encoding: str, kind: str) -> None:
     options = {"JPEG": {"comment": b"SecretComment"}, "TIFF": {"description": "SecretComment"}}.get(kind, {})
     data = save(picture(4), kind, exif=exif, icc_profile=profile, xmp=b"<SecretXmp/>", **options)
     assert b"Secr" in data
-    sample = make_sample(data, replace(RECIPE, encoding=encoding))
+    sample = make_sample(data, replace(RECIPE, encode=encoding))
     for trace in (
         b"Secr",
         b"Exif",
@@ -49,7 +48,7 @@ def test_nothing_but_pixels_survives(picture, encoding: str, kind: str) -> None:
 def test_each_encoding_holds_the_image(picture, kind: str) -> None:
     data = save(picture(10), kind)
     exact = pixels(data)
-    samples = {encoding: make_sample(data, replace(RECIPE, encoding=encoding)) for encoding in ENCODINGS}
+    samples = {encoding: make_sample(data, replace(RECIPE, encode=encoding)) for encoding in ENCODINGS}
     np.testing.assert_array_equal(np.load(io.BytesIO(samples.pop("raw"))), exact)
     np.testing.assert_array_equal(Image.open(io.BytesIO(samples["png"])), exact)
     for encoding, sample in samples.items():
@@ -60,16 +59,14 @@ def test_each_encoding_holds_the_image(picture, kind: str) -> None:
 
 @pytest.mark.parametrize("subsampling", ["444", "420"])
 def test_a_jpeg_keeps_as_much_colour_as_it_is_told_to(picture, subsampling: str) -> None:
-    sample = make_sample(save(picture(10), "PNG"), replace(RECIPE, encoding="jpeg", subsampling=subsampling))
+    sample = make_sample(save(picture(10), "PNG"), replace(RECIPE, encode="jpeg", subsampling=subsampling))
     assert simplejpeg.decode_jpeg_header(sample) == (64, 64, "YCbCr", subsampling)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "webp"])
 def test_quality_decides_about_the_size(picture, encoding: str) -> None:
     data = save(picture(10), "PNG")
-    sizes = [
-        len(make_sample(data, replace(RECIPE, encoding=encoding, quality=quality))) for quality in (10, 60, 95, 100)
-    ]
+    sizes = [len(make_sample(data, replace(RECIPE, encode=encoding, quality=quality))) for quality in (10, 60, 95, 100)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 

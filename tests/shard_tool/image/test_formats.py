@@ -1,15 +1,18 @@
 import io
+import logging
 import struct
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from shard_tool.image.formats import PhotoError, open_image
-from shard_tool.image.photo import quiet_pillow
-from tests.shard_tool.pictures import pixels, png_header, reason, save, tiff_16
+from shard_tool.image.formats import looks_like_image, open_image, quiet_pillow
+from shard_tool.image.recipe import PhotoError
+from tests.shard_tool.pictures import pixels, png_header, reason, rejection, save, tiff, tiff_16
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
@@ -64,6 +67,60 @@ def test_every_rejection_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == expected
 
 
+def small(photometric: int = 2, tags: dict[int, int] | None = None) -> bytes:
+    return tiff(np.zeros((80, 80, 3 if photometric == 2 else 1), np.uint8), 8, photometric, tags)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"<!DOCTYPE html>\n<html lang='en'>", "a web page (HTML)"),
+        (b"\n <!-- saved from --> <HTML>", "a web page (HTML)"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'>", "SVG"),
+        (b"<?xml version='1.0'?>\n<!-- made by hand -->\n<svg>", "SVG"),
+        (b"<?xml version='1.0'?><rdf>", "XML"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"BMW, M3, 1987 and other cars", "text, it begins with 'BMW, M3"),
+        ("Ein Gruß aus Übersee".encode(), "text, it begins with 'Ein Gruß"),
+        (b"PK\3\4" + bytes(30), "a zip archive"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\xff\x4f\xff\x51" + bytes(40), "JPEG 2000"),
+        (b"II*\0\x10\0\0\0CR\2\0" + bytes(200), "a camera's raw file (CR2)"),
+        (b"\0\0\0\x18ftypcrx " + bytes(200), "a camera's raw file (CR3)"),
+        (b"FUJIFILMCCD-RAW 0201" + bytes(200), "a camera's raw file (RAF)"),
+        (b"IIRO\x08\0\0\0" + bytes(200), "a camera's raw file (ORF)"),
+        (b"IIU\0\x18\0\0\0" + bytes(200), "a camera's raw file (RW2)"),
+        (small(tags={50706: 0x401}), "a camera's raw file (DNG)"),
+        (small(tags={254: 1}), "a camera's raw file (TIFF)"),
+        (small(photometric=32803), "a camera's raw file (TIFF)"),
+        (save(Image.new("RGB", (80, 80)), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "12-bit JPEG"),
+    ],
+)
+def test_what_is_not_decoded_is_called_by_its_name(data: bytes, name: str) -> None:
+    assert rejection(data).detail.startswith(name)
+
+
+def test_a_raw_file_is_known_by_the_pictures_inside_it() -> None:
+    """As in a NEF or ARW: what is read first is a thumbnail, and the sensor's pixels have their own directory."""
+    inner = struct.pack("<HHHII", 1, 262, 3, 1, 32803) + bytes(4)
+    place = len(small(tags={330: 0}))
+    assert rejection(small(tags={330: place}) + inner).detail.startswith("a camera's raw file")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF"])
+def test_pictures_are_known_by_their_first_bytes(picture, kind: str) -> None:
+    for mode in ("RGB", "L"):
+        assert looks_like_image(save(picture(1, mode=mode), kind)[:32]).upper() == kind
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"\xff", b"BMW is a car, and this is a text", b"P5 is a word", bytes(32), b"%PDF", b"PK\3\4"]
+)
+def test_other_files_do_not_look_like_images(start: bytes) -> None:
+    assert looks_like_image(start) == ""
+
+
 def test_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(PhotoError) as error:
@@ -106,8 +163,33 @@ def test_pillow_says_nothing_of_damaged_files(caplog: pytest.LogCaptureFixture) 
     assert not caplog.records
 
 
-def test_pillow_is_left_as_it_was() -> None:
+def pillow_settings() -> tuple[object, ...]:
+    return Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, logging.getLogger("PIL").level, warnings.filters[:]
+
+
+def test_pillow_is_quiet_as_long_as_any_thread_wants_it() -> None:
+    """Two that overlap, neither inside the other: the first to come leaves first."""
+    before, second_is_in, first_is_out = pillow_settings(), threading.Event(), threading.Event()
+    seen: list[tuple[object, ...]] = []
+
+    def second() -> None:
+        with quiet_pillow():
+            second_is_in.set()
+            first_is_out.wait(60)
+            seen.append(pillow_settings())
+
+    thread = threading.Thread(target=second)
+    with quiet_pillow():
+        quiet = pillow_settings()
+        thread.start()
+        assert second_is_in.wait(60)
+    first_is_out.set()
+    thread.join()
+    assert seen == [quiet] != [before]
+    assert pillow_settings() == before
+
+
+def test_the_limit_of_pillow_against_bombs_always_holds() -> None:
     before = Image.MAX_IMAGE_PIXELS
     with quiet_pillow():
-        assert Image.MAX_IMAGE_PIXELS is None
-    assert before == Image.MAX_IMAGE_PIXELS
+        assert before == Image.MAX_IMAGE_PIXELS is not None

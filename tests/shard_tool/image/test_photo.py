@@ -1,12 +1,13 @@
 import threading
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tool.image import photo
+from shard_tool.image import jpeg, photo
 from shard_tool.image.photo import make_sample, quiet_pillow, upright_square
 from tests.shard_tool.pictures import RECIPE, png_header, reason, save, wide_gamut_profile
 
@@ -29,20 +30,20 @@ def test_a_photo_is_too_large_before_a_pixel_is_decoded(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "options"),
+    ("kind", "place", "name", "options"),
     [
-        ("PNG", "_decode_and_resize", {}),
-        ("JPEG", "decode_and_resize", {}),
-        ("JPEG", "_decode_and_resize", {"icc_profile": wide_gamut_profile()}),
+        ("PNG", photo, "averageable", {}),
+        ("JPEG", jpeg, "decode", {}),
+        ("JPEG", jpeg, "decode", {"icc_profile": wide_gamut_profile()}),
     ],
 )
 def test_big_photos_are_decoded_one_at_a_time(
-    picture, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, options: dict[str, object]
+    picture, monkeypatch: pytest.MonkeyPatch, kind: str, place: ModuleType, name: str, options: dict[str, object]
 ) -> None:
     monkeypatch.setattr("shard_tool.image.photo._BIG_PIXELS", 1000)
     data = save(picture(0, (400, 400)), kind, **options)
     inside, most = 0, 0
-    work = getattr(photo, name)
+    work = getattr(place, name)
 
     def spy(*arguments: Any) -> Any:
         nonlocal inside, most
@@ -53,7 +54,7 @@ def test_big_photos_are_decoded_one_at_a_time(
         finally:
             inside -= 1
 
-    monkeypatch.setattr(photo, name, spy)
+    monkeypatch.setattr(place, name, spy)
     threads = [threading.Thread(target=make_sample, args=(data, RECIPE)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -65,7 +66,7 @@ def test_big_photos_are_decoded_one_at_a_time(
 @pytest.mark.parametrize("name", ["crop", "quality", "subsampling", "background", "upscale", "exact"])
 def test_every_setting_reaches_the_sample(picture, name: str) -> None:
     """Each changes the bytes of some photo, and so belongs to the recipe."""
-    recipe = replace(RECIPE, encoding="jpeg", crop="pad")
+    recipe = replace(RECIPE, encode="jpeg", crop="pad")
     value = {"crop": "center", "quality": 50, "subsampling": "420", "background": "black"}.get(name, True)
     data = save(picture(1, (50, 40) if name == "upscale" else (600, 500)), "JPEG")
     if name == "upscale":

@@ -27,8 +27,8 @@ KILLS = 2
 # Streams are cut into blocks that are small enough for a test.
 COMMAND = """
 import sys
-from shard_tool.sources import streams
-streams.SHORT_PHOTOS = streams.BLOCK_PHOTOS = 50
+from shard_tool.sources import tars
+tars.SHORT_PHOTOS = tars.BLOCK_PHOTOS = 50
 from shard_tool.cli import main
 sys.exit(main())
 """

@@ -36,7 +36,7 @@ def test_a_folder_a_zip_a_stream_and_a_table_are_one_source(photos: Path, tmp_pa
     assert chunks[0] == 0
     assert chunks[-1] == len(source.listing) == 68
     assert (np.diff(chunks) > 0).all()
-    assert source.ignored == 0
+    assert source.ignored == {}
 
 
 def test_names_come_in_front_only_where_paths_repeat(photos: Path, tmp_path: Path) -> None:

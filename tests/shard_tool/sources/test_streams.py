@@ -1,4 +1,7 @@
+import bz2
 import gzip
+import io
+import lzma
 import pickle
 import random
 from collections.abc import Callable
@@ -7,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from shard_tool.sources import streams
-from shard_tool.sources.protocol import Access
-from shard_tool.sources.streams import StreamSource
+from shard_tool.sources import tars
+from shard_tool.sources.protocol import Access, Wanted
+from shard_tool.sources.tars import StreamSource
 from tests.shard_tool.sources.packs import contents, tar_of, webdataset_of
 
 Make = Callable[..., str]
@@ -22,22 +25,22 @@ FILES = {f"{number:02d}.jpg": bytes([number]) * (100 + number) for number in ran
 
 
 def opened(path: Path, compression: str = "gz") -> StreamSource:
-    return StreamSource.open(str(path), compression, "a")
+    return StreamSource.open(str(path), compression, "a", Wanted())
 
 
 @pytest.fixture
 def long_streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Streams of more than 6 photos are read in blocks of 3; the list gets a line each time one is opened."""
-    monkeypatch.setattr(streams, "SHORT_PHOTOS", 6)
-    monkeypatch.setattr(streams, "BLOCK_PHOTOS", 3)
+    monkeypatch.setattr(tars, "SHORT_PHOTOS", 6)
+    monkeypatch.setattr(tars, "BLOCK_PHOTOS", 3)
     opens: list[str] = []
-    open_stream = streams.open_stream
+    unpacked = tars._unpacked
 
-    def counting(where: str, compression: str) -> object:
+    def counting(raw: io.RawIOBase, compression: str, where: str) -> object:
         opens.append(where)
-        return open_stream(where, compression)
+        return unpacked(raw, compression, where)
 
-    monkeypatch.setattr(streams, "open_stream", counting)
+    monkeypatch.setattr(tars, "_unpacked", counting)
     return opens
 
 
@@ -60,10 +63,36 @@ def test_zstandard_is_unpacked_by_pyarrow(tmp_path: Path) -> None:
     assert contents(opened(tmp_path / "a.tar.zst", "zst")) == FILES
 
 
-def test_several_gzip_members_are_one_stream(tmp_path: Path) -> None:
+def zstandard(data: bytes) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    return bytes(pyarrow.compress(data, "zstd", asbytes=True))
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard,
+}
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_several_compressed_streams_and_several_tars_are_one(tmp_path: Path, compression: str) -> None:
+    pack = PACK[compression]
+    plain = tar_of(list(FILES.items())[:10], tmp_path / "a.tar").read_bytes()
+    more = tar_of(list(FILES.items())[10:], tmp_path / "b.tar").read_bytes()
+    for data in (pack(plain[:5000]) + pack(plain[5000:] + more), pack(plain) + pack(more)):
+        (tmp_path / "a.xx").write_bytes(data)
+        assert contents(opened(tmp_path / "a.xx", compression)) == FILES
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_other_bytes_behind_a_compressed_tar_are_an_error(tmp_path: Path, compression: str) -> None:
     plain = tar_of(FILES.items(), tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(plain[:5000]) + gzip.compress(plain[5000:]))
-    assert contents(opened(tmp_path / "a.tar.gz")) == FILES
+    for behind in (b"something else", PACK[compression](plain)[1:]):
+        (tmp_path / "a.xx").write_bytes(PACK[compression](plain) + behind)
+        with pytest.raises(UserError, match="must be a whole tar"):
+            opened(tmp_path / "a.xx", compression)
 
 
 def test_the_order_is_that_of_the_stream_and_of_equal_names_the_last_counts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.format import ShardSet
-from shard_tool.care.contents import SHOWN_LABELS
+from shard_tool.care.inspect import SHOWN_LABELS
 from shard_tool.cli import main
 from shard_tool.sources.folder import FolderSource
 from tests.helpers import make_shard_set
@@ -201,7 +201,7 @@ def test_several_sets_are_shown_one_by_one_and_then_as_one(tmp_path: Path, inspe
     shown = inspect(*sets)
     places = [shown.index(text) for text in ("first: 52 images", "second: 13 images", "read as one: 85 images")]
     assert places == sorted(places)
-    assert "labels: 1 attribute names, the same in all sets" in shown
+    assert "labels: 1 attribute name, the same in all sets" in shown
     [command] = together["open_with"]["training"]
     assert shlex.split(command)[-3:] == ["--data.shards", *map(str, sets)]
     assert command in shown
@@ -259,3 +259,72 @@ def test_one_of_several_that_is_not_finished_decides_the_exit_code(
 def test_inspect_of_nothing_asks_for_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect"]) == 2
     assert "got none. Name a folder." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plan.json", "group-000001.json"])
+@pytest.mark.parametrize("wrong", [None, 7, "x", [], {}, [[]], -1, 1.5, 10**400, True, "\ud800", {"a": [{"b": None}]}])
+def test_any_json_in_a_journal_is_a_build_of_which_less_is_known(
+    tmp_path: Path, inspect: Callable[..., Any], name: str, wrong: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = {"name": "train-000000", "samples": 6, "bytes": 30720, "sha256": "0" * 64}
+    good = {
+        "plan.json": {
+            "settings": {"size": 16, "limit": 9},
+            "source": {"photos": 60, "source_name": "raw"},
+            "versions": {"pillow": "1"},
+        },
+        "group-000000.json": {"shards": {"train": [shard]}, "rejected": [["a", "b", "c"]]},
+        "group-000001.json": {"shards": {"val": [shard]}, "rejected": []},
+    }
+    state = tmp_path / ".build"
+    state.mkdir()
+
+    def damaged(value: Any) -> Any:
+        """Every way to put the wrong thing somewhere."""
+        yield wrong
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for at, inner in items:
+            for other in damaged(inner):
+                changed = value.copy()
+                changed[at] = other
+                yield changed
+
+    for file, content in good.items():
+        (state / file).write_text(json.dumps(content))
+    assert "8 of 9" not in inspect(tmp_path, code=1)
+    assert "13 of 9" in inspect(tmp_path, code=1)
+    for content in damaged(good[name]):
+        (state / name).write_text(json.dumps(content))
+        for option in ((), ("--json",)):
+            code = main(["inspect", str(tmp_path), *option])
+            shown, error = capsys.readouterr()
+            assert (code, error.count("\n")) in ((1, 0), (2, 1)), (content, error)
+            assert (code == 1) == bool(shown)
+            assert "report this" not in error
+    (state / name).write_bytes(b"[" * 100_000)
+    assert main(["inspect", str(tmp_path)]) == (2 if name == "plan.json" else 1)
+
+
+def test_a_damaged_set_is_shown_as_far_as_it_can_be(
+    labelled: Path, inspect: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tar in labelled.glob("*.tar"):
+        tar.unlink()
+    (labelled / "rejected.jsonl").write_bytes(
+        b'{"reason": "empty file"}\n{"reason": ["\n\xff\n7\n{"reason": "\\ud800"}\n'
+    )
+    content = inspect(labelled, "--json")
+    assert content["rejected"] == {"unreadable line of rejected.jsonl": 4, "empty file": 1}
+    description = labelled / "shardset.json"
+    good = json.loads(description.read_bytes())
+    for section, wrong in (("source", {"photos": "many"}), ("indexed", {"members": 3}), ("versions", {"a": "\ud800"})):
+        description.write_text(json.dumps({**good, "parts": [{**good["parts"][0], section: wrong}]}))
+        assert main(["inspect", str(labelled)]) == 1
+        assert "must say how the set was made; got part 1 with" in capsys.readouterr().err
+
+
+def test_one_of_anything_is_singular(tmp_path: Path, inspect: Callable[..., Any]) -> None:
+    make_shard_set(tmp_path / "set", samples={"train": 1}, attributes=(), classes=("a",))
+    shown = inspect(tmp_path / "set")
+    assert "1 image of 16 px" in shown
+    assert "1 class name, not counted" in shown
