@@ -10,7 +10,6 @@
 Errors are one line on stderr; `--debug` adds the traceback.
 """
 
-import json
 import os
 import re
 import sys
@@ -19,26 +18,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from pipeline import Dataset
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, LeanstreamError, UserError, report_error
 from pipeline.files import expand_home
-from pipeline.format import SHARDSET_FILE
 from pipeline.machine import usable_cores
-from shard_tool.build.make import MakeShards, make_shards
-from shard_tool.care.inspect import (
-    describe,
-    describe_together,
-    find_unfinished,
-    show,
-    show_together,
-    show_unfinished,
-)
-from shard_tool.display import show_progress
+from shard_tool.options import MakeShards
 
 EXIT_INTERRUPTED = 130
 _WENT = {
@@ -220,9 +207,14 @@ def run() -> None:
 def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview | IndexTars) -> int:
     if isinstance(command, Verify):
         return _verify(command)
+    # Imported where they run: help must not wait for what decodes and paints.
     if isinstance(command, Inspect):
-        return _inspect(command)
+        from shard_tool.care.inspect import inspect_sets
+
+        return inspect_sets(command.folders, as_json=command.json)
     if isinstance(command, MakeShards):
+        from shard_tool.build.make import make_shards
+
         return make_shards(command)
     if isinstance(command, DrawFaces):
         _draw_faces(command)
@@ -234,7 +226,8 @@ def _run(command: DrawFaces | MakeShards | Inspect | Verify | Preview | IndexTar
 
 
 def _draw_faces(command: DrawFaces) -> None:
-    from demo import draw_faces  # Nobody else needs what it loads.
+    from demo import draw_faces
+    from shard_tool.display import show_progress
 
     started = time.monotonic()
     with show_progress("drawing", command.count, quiet=command.quiet, counted="") as report:
@@ -251,50 +244,8 @@ def _draw_faces(command: DrawFaces) -> None:
         print(f"Next: shard_tool make-shards {command.out} --size 64")
 
 
-def _inspect(command: Inspect) -> int:
-    if not command.folders:
-        raise UserError("inspect must be told which shard set to show; got none. Name a folder.")
-    console, opened, contents = Console(), list[Dataset](), list[dict[str, Any]]()
-    for folder in command.folders:
-        begun = None if (Path(folder) / SHARDSET_FILE).exists() else find_unfinished(Path(folder))
-        if begun is None:
-            opened.append(Dataset.open(folder))
-        contents.append(begun or describe(opened[-1].sets[0]))
-        if command.json:
-            continue
-        if len(contents) > 1:
-            console.print()
-        (show_unfinished if begun else show)(contents[-1], console)
-    if len(contents) > 1:
-        _inspect_together(opened, contents, console, as_json=command.json)
-    elif command.json:
-        _print_json(contents[0])
-    return EXIT_DONE if len(opened) == len(contents) else EXIT_FAULT
-
-
-def _inspect_together(
-    opened: Sequence[Dataset], contents: Sequence[dict[str, Any]], console: Console, *, as_json: bool
-) -> None:
-    """Show sets as one, if all are finished; `UserError` where they do not go together."""
-    complete, together = len(opened) == len(contents), None
-    try:
-        if complete:
-            dataset = Dataset(tuple(one.sets[0] for one in opened), tuple(one.repeats[0] for one in opened))
-            together = describe_together(dataset)
-    finally:
-        if as_json:
-            _print_json({"complete": complete, "sets": contents, "together": together})
-    if together is not None and not as_json:
-        console.print()
-        show_together(together, console)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False))
-
-
 def _verify(command: Verify) -> int:
-    from shard_tool.care.verify import verify  # It loads a decoder that no other command needs.
+    from shard_tool.care.verify import verify
 
     return verify(
         command.folder,
@@ -307,7 +258,7 @@ def _verify(command: Verify) -> int:
 
 
 def _index(command: IndexTars) -> None:
-    from shard_tool.care.index import index_folder  # It loads a decoder that no other command needs.
+    from shard_tool.care.index import index_folder
 
     if command.threads is not None and command.threads < 1:
         raise UserError(f"threads must be at least 1; got {command.threads}. Leave it out for one for each core.")
@@ -322,6 +273,7 @@ def _index(command: IndexTars) -> None:
 
 def _preview(command: Preview) -> None:
     from shard_tool.care.preview import preview
+    from shard_tool.display import show_progress
 
     with show_progress("looking for images", command.count, quiet=command.quiet, counted="") as report:
         written = preview(

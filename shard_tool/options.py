@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import tyro
+
 from pipeline.errors import UserError
-from pipeline.machine import parse_bytes
+from pipeline.machine import parse_bytes, usable_cores
 from pipeline.tar import member_bytes
 from shard_tool.image.recipe import Recipe
 from shard_tool.sources.protocol import Wanted
@@ -132,6 +134,55 @@ class Options(Wanted, Recipe):
             name: tuple(value) if isinstance(value, list) else value for name, value in said.items() if name in names
         }
         return cls(**chosen)
+
+
+@dataclass(frozen=True)
+class MakeShards(Options):
+    """Turn photos into a shard set.
+
+    The same command goes on after an interruption, says that a set is finished, and makes damaged shards again.
+    """
+
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
+    """One or more of: a folder of photos, a zip, a tar (also .tar.gz), WebDataset shards, parquet files, a folder that
+    `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
+    out: str | None = None
+    """Folder or bucket (s3://bucket/faces-64) for the set; by default shards/<name of the source>-<size>."""
+    skip_unreadable: bool = False
+    """Leave out photos that cannot be read, with the reason, instead of stopping for another try."""
+    threads: int | None = None
+    """Threads to decode with; by default one for each core. The bytes do not depend on it."""
+    ray: str | None = None
+    """Build on a Ray cluster: its address, or nothing for one that is started here."""
+    staging: Path = Path("shards/.staging")
+    """Folder for shards on their way to a bucket; they leave it as soon as they have arrived."""
+    force: bool = False
+    """Begin even if the disk seems too small."""
+    dry_run: bool = False
+    """Say what would be done, with an estimate of space and time, and write nothing."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+
+    def __post_init__(self) -> None:
+        """Nothing: `options` finds what is wrong, outside of the parser and its frame around errors."""
+
+    @property
+    def options(self) -> Options:
+        """Those that decide about the bytes of the set; `UserError` where something is wrong with the command."""
+        if not self.sources:
+            raise UserError(
+                "make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads must be at least 1; got {self.threads}. Leave it out for one for each core.")
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+
+    @property
+    def workers(self) -> int:
+        """Threads to decode with."""
+        return self.threads or usable_cores()
 
 
 def words_of(settings: Mapping[str, Any]) -> Iterator[str]:

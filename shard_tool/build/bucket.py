@@ -34,10 +34,7 @@ PART_BYTES = 50 << 20
 """s3fs sends files of at least twice of this in such parts; their ETag is a digest of the parts' digests."""
 
 
-STAGING = Path("shards/.staging")
-
-
-def place_of(out: str | os.PathLike[str], staging: Path = STAGING) -> Place:
+def place_of(out: str | os.PathLike[str], staging: Path = Path("shards/.staging")) -> Place:
     """A folder, or what a URL names; what goes to a bucket is built in a folder below `staging`."""
     if is_url(out) and not os.fspath(out).startswith("file://"):
         return Bucket.open(os.fspath(out), staging)

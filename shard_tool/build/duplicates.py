@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pipeline.errors import LeanstreamError
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.plan import Plan
+from shard_tool.build.reading import MOST_FAILURES, Progress, Report, raise_failures
 from shard_tool.build.record import Photos, content_of
-from shard_tool.build.writing import MOST_FAILURES, Progress, Report, raise_failures
 from shard_tool.sources.listing import printable
 from shard_tool.sources.protocol import Access, InputError, Source
 

@@ -10,80 +10,38 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
-import tyro
 
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, UserError
 from pipeline.format import SPLITS, ShardSet
-from pipeline.machine import usable_cores
-from shard_tool.build.bucket import STAGING, place_of
+from shard_tool.build.bucket import place_of
 from shard_tool.build.duplicates import find_candidates, find_duplicates
 from shard_tool.build.estimate import LONG_BUILD_PHOTOS, estimate, free_bytes, show_time, warn
 from shard_tool.build.journal import Journal, check_place, differences, open_journal
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.plan import Plan, make_plan
 from shard_tool.build.record import Photos, photos_of_sets
-from shard_tool.build.writing import Build, build_groups, complete, finished_groups, json_pad, restore, show_reasons
+from shard_tool.build.writing import (
+    Build,
+    build_groups,
+    complete,
+    finished_groups,
+    ignored,
+    json_pad,
+    restore,
+    show_reasons,
+)
 from shard_tool.display import counted, megabytes, show_progress
 from shard_tool.image.photo import library_versions
-from shard_tool.labels.find import FOLDERS, Carried, Table, find_labels
-from shard_tool.options import PLAN_VERSION, Options
+from shard_tool.labels.find import FOLDERS, Carried, find_labels
+from shard_tool.labels.tables import Table
+from shard_tool.options import PLAN_VERSION, MakeShards, Options
 from shard_tool.sources.folder import FolderSource
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.opening import open_sources
 from shard_tool.sources.protocol import Known, Source
-
-
-@dataclass(frozen=True)
-class MakeShards(Options):
-    """Turn photos into a shard set.
-
-    The same command goes on after an interruption, says that a set is finished, and makes damaged shards again.
-    """
-
-    sources: tyro.conf.Positional[tuple[str, ...]] = ()
-    """One or more of: a folder of photos, a zip, a tar (also .tar.gz), WebDataset shards, parquet files, a folder that
-    `datasets` has saved, a URL of any of these (s3://, gs://, https://), hf://datasets/USER/NAME. Globs in quotes."""
-    out: str | None = None
-    """Folder or bucket (s3://bucket/faces-64) for the set; by default shards/<name of the source>-<size>."""
-    skip_unreadable: bool = False
-    """Leave out photos that cannot be read, with the reason, instead of stopping for another try."""
-    threads: int | None = None
-    """Threads to decode with; by default one for each core. The bytes do not depend on it."""
-    ray: str | None = None
-    """Build on a Ray cluster: its address, or nothing for one that is started here."""
-    staging: Path = STAGING
-    """Folder for shards on their way to a bucket; they leave it as soon as they have arrived."""
-    force: bool = False
-    """Begin even if the disk seems too small."""
-    dry_run: bool = False
-    """Say what would be done, with an estimate of space and time, and write nothing."""
-    quiet: bool = False
-    """Print nothing but errors."""
-    debug: bool = False
-    """Show the full traceback of an error."""
-
-    def __post_init__(self) -> None:
-        """Nothing: `options` finds what is wrong, outside of the parser and its frame around errors."""
-
-    @property
-    def options(self) -> Options:
-        """Those that decide about the bytes of the set; `UserError` where something is wrong with the command."""
-        if not self.sources:
-            raise UserError(
-                "make-shards must be told where the photos are; got no source. Name a folder, a zip or a URL."
-            )
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads must be at least 1; got {self.threads}. Leave it out for one for each core.")
-        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
-
-    @property
-    def workers(self) -> int:
-        """Threads to decode with."""
-        return self.threads or usable_cores()
 
 
 def make_shards(command: MakeShards) -> int:
@@ -275,7 +233,7 @@ def _summary(
         f"  splits    {', '.join(f'{name} {split.total:,}' for name, split in splits.items())}{_where_from(plan)}",
         f"  labels    {_labels(plan)}" if shard_set.attributes or shard_set.classes else "",
         f"  rejected  {show_reasons(reasons) or 'none'}{', see rejected.jsonl' if reasons else ''}",
-        _ignored(build.source),
+        _ignored(build.source, plan),
         *(f"  note      {note}" for note in notes),
         f"  time      {seconds:,.1f} s, {built / seconds:,.0f} images/s",
         f"Next: accelerate launch --quiet train/run.py --data.shards {place.shown}",
@@ -297,7 +255,7 @@ def _forecast(place: Place, source: Source, plan: Plan, options: Options, notes:
         f"  labels    {'none' if options.no_json else _labels(plan)}",
         f"  left out  {left_out:,} photos that a table does not name, or that another set holds" if left_out else "",
         f"  rejected  about {tried.rejected:.0%} ({show_reasons(tried.reasons) or 'none'} of {tried.tried} tried)",
-        _ignored(source),
+        _ignored(source, plan),
         *(f"  note      {note}" for note in notes),
         f"  space     about {megabytes(tried.bytes)}; {megabytes(free_bytes(place.workshop))} are free",
         f"  time      about {show_time(tried.seconds)} on one core",
@@ -305,8 +263,8 @@ def _forecast(place: Place, source: Source, plan: Plan, options: Options, notes:
     return [line for line in lines if line]
 
 
-def _ignored(source: Source) -> str:
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(source.ignored).most_common())
+def _ignored(source: Source, plan: Plan) -> str:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in ignored(source, plan).items())
     return f"  ignored   {kinds}" if kinds else ""
 
 

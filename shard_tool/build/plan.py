@@ -26,7 +26,7 @@ from pipeline.counter import permutation
 from pipeline.format import SPLITS
 from pipeline.machine import release_memory
 from shard_tool.build.keys import Keys, in_share
-from shard_tool.labels.find import NOT_LISTED, Table
+from shard_tool.labels.tables import NOT_LISTED, Table
 from shard_tool.sources.listing import Listing, printable
 from shard_tool.sources.protocol import Access, Source
 
@@ -56,6 +56,11 @@ class Group:
     shards: tuple[PlannedShard, ...]
     left_out: NDArray[np.int64]
     """Items that are not read: a table does not name them, or they are duplicates. In listing order."""
+
+    @property
+    def items(self) -> NDArray[np.int64]:
+        """Those that are read, shard after shard."""
+        return np.concatenate([np.empty(0, np.int64), *(shard.items for shard in self.shards)])
 
 
 @dataclass(frozen=True)

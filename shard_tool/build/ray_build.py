@@ -19,8 +19,8 @@ from pipeline.errors import LeanstreamError, UserError
 from shard_tool.build.journal import GroupRecord, Journal
 from shard_tool.build.place import Place
 from shard_tool.build.plan import Group
-from shard_tool.build.reading import outcomes
-from shard_tool.build.writing import MOST_FAILURES, Build, Finished, GroupWriter, Progress, Report, raise_failures
+from shard_tool.build.reading import MOST_FAILURES, Progress, Report, outcomes, raise_failures
+from shard_tool.build.writing import Build, Finished, GroupWriter
 from shard_tool.sources.protocol import Access
 
 TASK_RETRIES = 8
@@ -87,7 +87,7 @@ def build_group(job: Job, group: Group) -> GroupRecord | list[str]:
     build, failures = job.build, list[str]()
     with job.place.desk() as desk:
         writer = GroupWriter(desk, build, failures)
-        with contextlib.closing(outcomes(build.source, [group], build.options, 1, spool=desk)) as made:
+        with contextlib.closing(outcomes(build.source, [group.items], build.options, 1, spool=desk)) as made:
             writer.write(group, made)
         if failures:
             return failures

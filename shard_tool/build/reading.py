@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.errors import LeanstreamError, UserError
-from shard_tool.build.plan import Group
+from pipeline.errors import LeanstreamError, SourceError, UserError
 from shard_tool.build.record import content_of
 from shard_tool.image.photo import MAX_FILE_BYTES, PhotoError, Recipe, make_sample, quiet_pillow
 from shard_tool.sources.protocol import Access, InputError, Source
@@ -34,6 +34,12 @@ TASKS_AHEAD = 3
 """Tasks in flight for each thread: a slow photo keeps no other thread waiting. Finished ones are small."""
 BYTES_AHEAD = 16 << 20
 """Bytes of photos in flight that were read before a thread took them: a few large ones must not fill the memory."""
+
+
+MOST_FAILURES = 20
+"""Failed reads after which a build gives up: the disk is gone, not a file."""
+Report = Callable[[int, int], None]
+"""Told the inputs that are done and the rejected ones among them, in this run and in earlier ones."""
 
 
 class Made(NamedTuple):
@@ -64,20 +70,20 @@ Done = Callable[[int, int], None]
 
 def outcomes(
     source: Source,
-    groups: Iterable[Group],
+    groups: Iterable[NDArray[np.int64]],
     recipe: Recipe,
     threads: int,
     *,
     done: Done = lambda done, rejected: None,
     spool: Path | None = None,
 ) -> Generator[Outcome, None, None]:
-    """The outcome of every planned item of `groups`: shard after shard, in the order of their items.
+    """The outcome of every item of `groups`, in their order.
 
     Memory is that of the photos in flight. Close it (`contextlib.closing`) where it may be left early.
 
     Args:
         source: read once, in the order that is cheap for it.
-        groups: in ascending order.
+        groups: items of a group each, in the order of its shards (`Group.items`); groups in ascending order.
         recipe: how a photo becomes a sample.
         threads: that read and decode.
         done: told of every photo as soon as its outcome is known, which may be long before it is yielded.
@@ -90,7 +96,7 @@ def outcomes(
     try:
         with quiet_pillow():
             if source.access is Access.ANY_ORDER:
-                items = (item for group in groups for shard in group.shards for item in shard.items.tolist())
+                items = (item for group in groups for item in group.tolist())
                 found = _in_order(pool, lambda item: sample_of(source, item, recipe), items, threads)
                 yield from (_tell(done, outcome) for outcome in found)
                 return
@@ -137,14 +143,13 @@ def _sample(data: bytes, recipe: Recipe) -> Outcome:
 def _group_by_chunk(
     pool: ThreadPoolExecutor,
     source: Source,
-    group: Group,
+    planned: NDArray[np.int64],
     recipe: Recipe,
     threads: int,
     done: Done,
     spool: Path | None,
 ) -> Iterator[Outcome]:
     """The outcomes of one group, whose source is read from its first item to its last."""
-    planned = np.concatenate([shard.items for shard in group.shards]) if group.shards else np.empty(0, np.int64)
     place_of = np.argsort(planned)  # [reading order] Place in the shards.
     found = _in_order(
         pool,
@@ -239,3 +244,28 @@ def _too_large(size: int) -> Rejection:
 
 def _text_of(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+class Progress:
+    """Adds up what is done, for a `Report`."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._done = self._rejected = 0
+
+    def add(self, done: int, rejected: int) -> None:
+        """So many more inputs are done, and so many of them rejected."""
+        self._done += done
+        self._rejected += rejected
+        self._report(self._done, self._rejected)
+
+
+def raise_failures(failures: list[str]) -> None:
+    """End a build in which photos could not be read."""
+    if failures:
+        shown = ", ".join(failures[:MOST_FAILURES])
+        raise SourceError(
+            f"every photo must be readable; got {len(failures)} that could not be read this time: {shown}. "
+            "Everything else that is finished is kept: see to them, then run the same command again, or give "
+            "--skip-unreadable to leave them out."
+        )

@@ -22,17 +22,23 @@ from pipeline.format import REJECTED_FILE, SPLITS, SUFFIX, Shard, ShardSet, Spli
 from pipeline.tar import ShardWriter, member_bytes, tar_bytes
 from shard_tool.build.journal import GroupRecord, Journal
 from shard_tool.build.plan import Group, Plan, PlannedShard
-from shard_tool.build.reading import Failure, Made, Outcome, Rejection, outcomes
+from shard_tool.build.reading import (
+    MOST_FAILURES,
+    Failure,
+    Made,
+    Outcome,
+    Progress,
+    Rejection,
+    Report,
+    outcomes,
+    raise_failures,
+)
 from shard_tool.build.record import PHOTOS_FILE, Photos
 from shard_tool.options import Options
 from shard_tool.sources.listing import printable
 from shard_tool.sources.protocol import Source
 
-MOST_FAILURES = 20
-"""Failed reads after which a build gives up: the disk is gone, not a file."""
 _CONTENT_DIGITS = 16
-Report = Callable[[int, int], None]
-"""Told the inputs that are done and the rejected ones among them, in this run and in earlier ones."""
 
 
 class Build(NamedTuple):
@@ -181,7 +187,7 @@ def build_groups(journal: Journal, build: Build, finished: Finished, *, threads:
     progress.add(finished.photos, finished.rejected)
     place, plan, failures = journal.place, build.plan, list[str]()
     place.workshop.mkdir(parents=True, exist_ok=True)
-    groups = plan.iter_groups(finished.groups)
+    groups = (group.items for group in plan.iter_groups(finished.groups))
     made = outcomes(build.source, groups, build.options, threads, done=progress.add, spool=place.spool)
     with contextlib.closing(made):
         for group in plan.iter_groups(finished.groups):
@@ -210,7 +216,7 @@ def restore(journal: Journal, build: Build, shards: ShardSet, lost: set[str], *,
         group = replace(group, shards=tuple(shard for shard in group.shards if shard.name in planned))
         if not group.shards:
             continue
-        made = outcomes(build.source, [group], build.options, threads, spool=place.spool)
+        made = outcomes(build.source, [group.items], build.options, threads, spool=place.spool)
         with place.desk() as desk, contextlib.closing(made):
             writer = GroupWriter(desk, build, failures)
             writer.write(group, made)
@@ -221,31 +227,6 @@ def restore(journal: Journal, build: Build, shards: ShardSet, lost: set[str], *,
                     left.remove(shard.name)
             place.settle()
     return sorted(left)
-
-
-class Progress:
-    """Adds up what is done, for a `Report`."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._done = self._rejected = 0
-
-    def add(self, done: int, rejected: int) -> None:
-        """So many more inputs are done, and so many of them rejected."""
-        self._done += done
-        self._rejected += rejected
-        self._report(self._done, self._rejected)
-
-
-def raise_failures(failures: list[str]) -> None:
-    """End a build in which photos could not be read."""
-    if failures:
-        shown = ", ".join(failures[:MOST_FAILURES])
-        raise SourceError(
-            f"every photo must be readable; got {len(failures)} that could not be read this time: {shown}. "
-            "Everything else that is finished is kept: see to them, then run the same command again, or give "
-            "--skip-unreadable to leave them out."
-        )
 
 
 def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, Counter[str]]:
@@ -277,6 +258,7 @@ def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, 
     part = {
         **journal.request,
         "positives": {split: counts.tolist() for split, counts in positives.items()},
+        "ignored": ignored(build.source, plan),
         "photos": {"file": PHOTOS_FILE, "sha256": hashlib.sha256(data).hexdigest()},
         "rejected": {"file": REJECTED_FILE, "sha256": journal.write_rejected(len(plan.groups))},
     }
@@ -294,6 +276,12 @@ def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, 
     )
     journal.finish(shard_set)
     return shard_set, reasons
+
+
+def ignored(source: Source, plan: Plan) -> dict[str, int]:
+    """Files that became neither samples nor rejections, by kind, the most frequent first."""
+    beyond = {"beyond --limit": len(source.listing) - plan.photos}
+    return dict((+Counter({**source.ignored, **beyond})).most_common())
 
 
 def json_pad(plan: Plan, options: Options) -> int:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import Dataset
-from pipeline.errors import ShardError
+from pipeline.errors import EXIT_DONE, EXIT_FAULT, ShardError, UserError
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, SUFFIX, ShardSet
 from shard_tool.build.place import STATE_FOLDER
 from shard_tool.build.record import PHOTOS_FILE
@@ -25,7 +25,7 @@ from shard_tool.options import command_of
 
 SHOWN_LABELS = 60
 """Attributes or classes that are printed; `--json` has them all."""
-_SECTIONS = ("settings", "source", "versions", "positives", "listing", "photos", "rejected", "indexed")
+_SECTIONS = ("settings", "source", "versions", "positives", "listing", "photos", "rejected", "ignored", "indexed")
 """Of a part: objects, where they are there."""
 _MOST = 1 << 53
 """No count of anything is higher."""
@@ -131,6 +131,8 @@ def _wrong_part(shards: ShardSet, part: dict[str, Any]) -> Iterator[str]:
     ):
         if name in part and not all(type(part[name].get(key)) is kind for key, kind in needed.items()):
             yield f"a {name} without {' and '.join(needed)}"
+    if not all(_is_count(count) for count in part.get("ignored", {}).values()):
+        yield "files ignored that are no counts"
     if not _is_count(part.get("source", {}).get("photos", 0)):
         yield "photos that are no count"
     for name in ("members", "splits"):
@@ -148,6 +150,52 @@ def _is_count(value: object) -> bool:
 
 
 # A finished set
+
+
+def inspect_sets(folders: Sequence[str], *, as_json: bool) -> int:
+    """Print what sets hold, of several also what they are as one; returns the exit code.
+
+    Raises `UserError` for what is no shard set, and for sets that do not go together.
+    """
+    if not folders:
+        raise UserError("inspect must be told which shard set to show; got none. Name a folder.")
+    console, opened, contents = Console(), list[Dataset](), list[dict[str, Any]]()
+    for folder in folders:
+        begun = None if (Path(folder) / SHARDSET_FILE).exists() else find_unfinished(Path(folder))
+        if begun is None:
+            opened.append(Dataset.open(folder))
+        contents.append(begun or describe(opened[-1].sets[0]))
+        if as_json:
+            continue
+        if len(contents) > 1:
+            console.print()
+        (show_unfinished if begun else show)(contents[-1], console)
+    if len(contents) > 1:
+        _inspect_together(opened, contents, console, as_json=as_json)
+    elif as_json:
+        _print_json(contents[0])
+    return EXIT_DONE if len(opened) == len(contents) else EXIT_FAULT
+
+
+def _inspect_together(
+    opened: Sequence[Dataset], contents: Sequence[dict[str, Any]], console: Console, *, as_json: bool
+) -> None:
+    """Show sets as one, if all are finished; `UserError` where they do not go together."""
+    complete, together = len(opened) == len(contents), None
+    try:
+        if complete:
+            dataset = Dataset(tuple(one.sets[0] for one in opened), tuple(one.repeats[0] for one in opened))
+            together = describe_together(dataset)
+    finally:
+        if as_json:
+            _print_json({"complete": complete, "sets": contents, "together": together})
+    if together is not None and not as_json:
+        console.print()
+        show_together(together, console)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def describe(shard_set: ShardSet) -> dict[str, Any]:
@@ -170,6 +218,7 @@ def describe(shard_set: ShardSet) -> dict[str, Any]:
         "classes": {name: counts[name] if counts else None for name in shard_set.classes},
         "labels": labels_by_split(shard_set),
         "rejected": dict(_reasons(folder).most_common()),
+        "ignored": dict(sum((Counter(part.get("ignored", {})) for part in shard_set.parts), Counter[str]())),
         "parts": shard_set.parts,
         "fingerprint": shard_set.fingerprint,
         "open_with": _open_with(folder, shard_set),
@@ -186,6 +235,8 @@ def show(content: dict[str, Any], console: Console) -> None:
         _show_labels(content, console)
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in content["rejected"].items())
     lines = [f"rejected: {rejected or 'none'}"]
+    if content["ignored"]:
+        lines.append(f"ignored: {', '.join(f'{kind} {count:,}' for kind, count in content['ignored'].items())}")
     for number, part in enumerate(content["parts"], 1):
         lines += _part_lines(part, f"part {number}: " if len(content["parts"]) > 1 else "")
     _print(console, *lines, f"fingerprint: {content['fingerprint']}")

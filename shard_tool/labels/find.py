@@ -29,9 +29,11 @@ from shard_tool.labels.tables import (
     BITS,
     CLASS_COLUMNS,
     MOST_WORDS,
+    NOT_LISTED,
     SPLIT_COLUMNS,
     TEXT_COLUMNS,
     Parsed,
+    Table,
     clean_name,
     parse_tables,
     stem_of,
@@ -47,39 +49,11 @@ METADATA_FILES: Final = (("metadata.csv", "metadata.jsonl"), ("dataset.json",))
 """Those of the first kind that names photos are taken together."""
 FOLDERS: Final = "folders"
 """What `--labels` takes in place of a path."""
-NOT_LISTED = -1
 
 _SPLIT_NUMBERS = {str(number): number for number in range(len(SPLITS))}
 _SPLIT_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
 _MANY_CLASSES = 10_000
 """From here on classes of which most have one photo are taken for something else."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table, matched to a listing: 0/1 attributes, one class for each row, or one split for each row."""
-
-    file_name: str
-    """For the reason why a photo that is not in it is left out."""
-    where: str
-    """Path of the file, for messages; `FOLDERS` where no file says it."""
-    sha256: str
-    """Of the file."""
-    columns: tuple[str, ...]
-    """Names of the attributes; `("partition",)` for splits; none for classes."""
-    values: NDArray[np.integer[Any]]
-    """[rows, columns], or [rows, 1] for classes."""
-    row_of: NDArray[np.int32]
-    """[photos] The row of each photo, or `NOT_LISTED`."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes that `values` are numbers into."""
-    empty: NDArray[np.bool_] | None = None
-    """[photos] Whether the table names a photo without a value for it; such a photo is `NOT_LISTED`."""
-
-    def why_missing(self, item: int) -> str:
-        """The reason for which a photo that is `NOT_LISTED` is left out."""
-        what = "split" if self.columns == ("partition",) else "label"
-        return f"{f'no {what}' if self.empty is not None and self.empty[item] else 'not'} in {self.file_name}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +146,7 @@ def _known_table(
     known: Known, values: NDArray[np.integer[Any]], columns: tuple[str, ...], classes: tuple[str, ...] = ()
 ) -> Table:
     digest = hashlib.sha256("\0".join((*columns, *classes)).encode() + values.tobytes()).hexdigest()
-    empty = (values < 0).any(1)
+    empty: NDArray[np.bool_] = values.min(axis=1) < 0
     rows = np.where(empty, NOT_LISTED, np.arange(len(values))).astype(np.int32)
     return Table("the source", known.where, digest, columns, values, rows, classes, empty)
 

@@ -59,6 +59,37 @@ Records = Iterator[tuple[int, str, Row]]
 """The line of each photo, from 1, the photo's name, and its row."""
 
 
+NOT_LISTED = -1
+"""In place of a row: the table says nothing of a photo."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, matched to a listing: 0/1 attributes, one class for each row, or one split for each row."""
+
+    file_name: str
+    """For the reason why a photo that is not in it is left out."""
+    where: str
+    """Path of the file, for messages; `FOLDERS` where no file says it."""
+    sha256: str
+    """Of the file."""
+    columns: tuple[str, ...]
+    """Names of the attributes; `("partition",)` for splits; none for classes."""
+    values: NDArray[np.integer[Any]]
+    """[rows, columns], or [rows, 1] for classes."""
+    row_of: NDArray[np.int32]
+    """[photos] The row of each photo, or `NOT_LISTED`."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that `values` are numbers into."""
+    empty: NDArray[np.bool_] | None = None
+    """[photos] Whether the table names a photo without a value for it; such a photo is `NOT_LISTED`."""
+
+    def why_missing(self, item: int) -> str:
+        """The reason for which a photo that is `NOT_LISTED` is left out."""
+        what = "split" if self.columns == ("partition",) else "label"
+        return f"{f'no {what}' if self.empty is not None and self.empty[item] else 'not'} in {self.file_name}"
+
+
 @dataclass(frozen=True)
 class Parsed:
     """The content of one table, or of several that are one, as those of each folder."""

@@ -258,3 +258,22 @@ def test_a_disk_that_is_full_at_any_moment(
         scan_tar(path)
     make(photos, tmp_path / "set", *SMALL)
     assert hashes(tmp_path / "set") == hashes(tmp_path / "whole" / "set")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_every_file_is_kept_rejected_or_counted(
+    kind: str, photos: Path, tmp_path: Path, make: Make, samples: Samples, rejections: Rejections
+) -> None:
+    for name in ("broken.jpg", "notes.txt", ".hidden.jpg", "a/Thumbs.db", "a/film.mp4"):
+        (photos / name).write_bytes(b"nothing")
+    files = sum(path.is_file() for path in photos.rglob("*"))
+    source = photos
+    if kind != "folder":
+        archived = {"tar.gz": "gztar"}.get(kind, kind)
+        source = Path(shutil.make_archive(str(tmp_path / "archive"), archived, photos))
+    make(source, tmp_path / "set", "--size", 16, "--limit", 50)
+    ignored = ShardSet.open(tmp_path / "set").parts[0]["ignored"]
+    kept, rejected = len(samples(tmp_path / "set")), len(rejections(tmp_path / "set"))
+    assert kept + rejected == 50
+    assert kept + rejected + sum(ignored.values()) == files
+    assert ignored["beyond --limit"] == 11

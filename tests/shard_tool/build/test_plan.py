@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.spread import deviation
 from shard_tool.build.plan import Plan, make_plan
-from shard_tool.labels.find import NOT_LISTED, Table
+from shard_tool.labels.tables import NOT_LISTED, Table
 from shard_tool.options import GROUP_SHARDS
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile

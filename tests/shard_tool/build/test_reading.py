@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TransportError
 from shard_tool.build import reading
-from shard_tool.build.plan import make_plan
+from shard_tool.build.plan import Plan, make_plan
 from shard_tool.build.reading import Failure, Made, Outcome, Rejection, outcomes, samples_of
 from shard_tool.build.record import content_of
 from shard_tool.image.photo import Recipe
@@ -73,7 +73,11 @@ def run(source: Memory, threads: int = 2, **options: int) -> dict[int, Outcome]:
     plan = make_plan(source, None, None, val_fraction=0.2, seed=1, limit=limit, **sizes)
     groups = list(plan.iter_groups())
     order = [item for group in groups for shard in group.shards for item in shard.items.tolist()]
-    return dict(zip(order, outcomes(source, groups, RECIPE, threads), strict=True))
+    return dict(zip(order, outcomes(source, [group.items for group in groups], RECIPE, threads), strict=True))
+
+
+def items_of(plan: Plan) -> Iterator[NDArray[np.int64]]:
+    return (group.items for group in plan.iter_groups())
 
 
 @pytest.mark.parametrize("access", Access)
@@ -103,7 +107,7 @@ def test_photos_that_are_done_are_told_before_they_are_yielded() -> None:
     source = Memory(40, Access.BY_CHUNK, lambda item: InputError("bad") if item % 10 == 3 else None)
     plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, group_samples=400, seed=1, limit=None)
     told: list[int] = []
-    made = outcomes(source, plan.iter_groups(), RECIPE, 1, done=lambda done, rejected: told.append(rejected))
+    made = outcomes(source, items_of(plan), RECIPE, 1, done=lambda done, rejected: told.append(rejected))
     first = next(made)
     assert isinstance(first, Made | Rejection)
     assert len(told) == 40
@@ -182,8 +186,8 @@ def test_the_samples_of_a_group_lie_in_the_folder_that_is_named(
 ) -> None:
     source = Memory(20, Access.BY_CHUNK)
     plan = make_plan(source, None, None, val_fraction=0, shard_samples=100, group_samples=400, seed=1, limit=None)
-    made = outcomes(source, plan.iter_groups(), RECIPE, 1, spool=tmp_path / "nowhere")
+    made = outcomes(source, items_of(plan), RECIPE, 1, spool=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
         next(made)
-    assert len(list(outcomes(source, plan.iter_groups(), RECIPE, 1, spool=tmp_path))) == 20
+    assert len(list(outcomes(source, items_of(plan), RECIPE, 1, spool=tmp_path))) == 20
     assert not list(tmp_path.iterdir())

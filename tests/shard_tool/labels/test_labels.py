@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.format import SPLITS, ShardSet
-from shard_tool.labels.find import NOT_LISTED, Labels, Table, find_labels
+from shard_tool.labels.find import Labels, find_labels
+from shard_tool.labels.tables import NOT_LISTED, Table
 from shard_tool.sources.folder import FolderSource
 from shard_tool.sources.listing import printable
 

@@ -369,8 +369,7 @@ def test_photos_without_the_attributes_of_the_others_are_left_out(
     assert len(found) == 59
     assert all(meta["attributes"] == {"Male": int(key[-1]) % 2} for key, meta in found.items())
     assert (
-        '"path": "000005.jpg", "reason": "no label in the source"'
-        in (tmp_path / "set" / "rejected.jsonl").read_text()
+        '"path": "000005.jpg", "reason": "no label in the source"' in (tmp_path / "set" / "rejected.jsonl").read_text()
     )
 
 
