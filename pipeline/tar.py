@@ -268,16 +268,13 @@ def _files(read: Callable[[int, int], bytes], at: int = 0) -> Iterator[tuple[str
     while (block := read(at, BLOCK)) != bytes(BLOCK):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         kind, size = header.type, header.size
-        if kind in _ABOUT_OTHERS:
-            if not 0 <= size <= _MOST_HEADER_BYTES:
+        if kind in ABOUT_OTHERS:
+            if not 0 <= size <= MOST_HEADER_BYTES:
                 raise tarfile.ReadError(f"a name of {size} bytes")
-            data = read(at + BLOCK, size)
-            records = {_GNU_LONG[kind]: data} if kind in _GNU_LONG else _pax_records(data)
-            if kind != tarfile.XGLTYPE:  # What is told of all files is neither name nor size.
-                told = records | told  # The first counts, as for tarfile.
+            told = told_by(kind, read(at + BLOCK, size)) | told  # The first counts, as for tarfile.
         else:
             size = int(told.get(b"size", size))
-            if size < 0 or kind == tarfile.GNUTYPE_SPARSE:
+            if size < 0 or kind == tarfile.GNUTYPE_SPARSE or b"sparse" in told:
                 raise tarfile.ReadError("a sparse file" if size >= 0 else f"a file of {size} bytes")
             if header.isreg():
                 path = told.get(b"path", b"").partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -290,26 +287,36 @@ def _files(read: Callable[[int, int], bytes], at: int = 0) -> Iterator[tuple[str
 
 _GNU_LONG = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
 _ABOUT_NEXT = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, *_GNU_LONG)
-_ABOUT_OTHERS = (*_ABOUT_NEXT, tarfile.XGLTYPE)
-_MOST_HEADER_BYTES = 1 << 20
+ABOUT_OTHERS = (*_ABOUT_NEXT, tarfile.XGLTYPE)
+"""Types of members that say something of those behind them."""
+MOST_HEADER_BYTES = 1 << 20
 """Of the names and other records before one file."""
 
 
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Those of the records `<length> <key>=<value>\\n` that matter here: path and size."""
+def told_by(kind: bytes, data: bytes) -> dict[bytes, bytes]:
+    """What a member of a type in `ABOUT_OTHERS` says of the next file: path, size, linkpath, and whether it is sparse.
+
+    Raises `tarfile.TarError`.
+    """
+    if kind in _GNU_LONG:
+        return {_GNU_LONG[kind]: data}
     records: dict[bytes, bytes] = {}
     at = 0
-    while data[at : at + 1] not in (b"", b"\0"):
+    while data[at : at + 1] not in (b"", b"\0"):  # `<length> <key>=<value>\n`, one after the other.
         length, _, _ = data[at : at + 8].partition(b" ")
         if not length.isdigit() or not len(length) < int(length) <= len(data) - at:
             raise tarfile.ReadError("a damaged PAX record")
         key, _, value = data[at + len(length) + 1 : at + int(length) - 1].partition(b"=")
-        if key.startswith(b"GNU.sparse.") or (key == b"size" and not re.fullmatch(rb"\d{1,19}", value)):
-            raise tarfile.ReadError(f"a PAX record {key[:40]!r} of {value[:40]!r}")
-        if key in (b"path", b"size"):
+        if key == b"size" and not re.fullmatch(rb"\d{1,19}", value):
+            raise tarfile.ReadError(f"a PAX record of the size {value[:40]!r}")
+        if key.startswith(b"GNU.sparse."):
+            records[b"sparse"] = b"yes"
+        if key == b"GNU.sparse.name":
+            records[b"path"] = value
+        elif key in (b"path", b"size", b"linkpath") and not (key == b"path" and b"sparse" in records):
             records[key] = value
         at += int(length)
-    return records
+    return {} if kind == tarfile.XGLTYPE else records  # What is told of all files is neither name nor size.
 
 
 _MOST_BLOCKS = 9

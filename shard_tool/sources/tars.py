@@ -11,7 +11,6 @@ import functools
 import gzip
 import io
 import lzma
-import re
 import tarfile
 import zlib
 from array import array
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError, describe_os_error
 from pipeline.files import is_url
-from pipeline.tar import BLOCK, split_member_name
+from pipeline.tar import ABOUT_OTHERS, BLOCK, MOST_HEADER_BYTES, split_member_name, told_by
 from shard_tool.sources.carried import MAX_SIDECAR_BYTES, SIDECARS, Collector, clean_path, follow, link_target
 from shard_tool.sources.listing import Listing, Numbers, compact
 from shard_tool.sources.protocol import (
@@ -54,10 +53,6 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 _SPARSE = (1 << 64) - 1
 """In place of the offset of a sparse file, whose content is no run of bytes."""
 _MOST_BYTES = 1 << 62
-_MOST_HEADER_BYTES = 1 << 20
-"""Of the names and other records before one member."""
-_GNU_LONG = {tarfile.GNUTYPE_LONGNAME: b"path", tarfile.GNUTYPE_LONGLINK: b"linkpath"}
-_ABOUT_OTHERS = (*_GNU_LONG, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _NO_FILES = (tarfile.DIRTYPE, b"D", b"N", b"V")
 """Folders, and what GNU tar says in incremental archives and volumes of itself."""
 
@@ -103,13 +98,11 @@ def members(read: Read) -> Iterator[Member]:
             what = f"something else behind its end, from byte {at:,} on" if ended else f"{error} at byte {at:,}"
             raise tarfile.ReadError(what) from None
         ended, kind, content = False, header.type, at + BLOCK
-        size = int(told.get(b"size", header.size)) if kind not in _ABOUT_OTHERS else header.size
-        if not 0 <= size <= (_MOST_HEADER_BYTES if kind in _ABOUT_OTHERS else _MOST_BYTES):
+        size = int(told.get(b"size", header.size)) if kind not in ABOUT_OTHERS else header.size
+        if not 0 <= size <= (MOST_HEADER_BYTES if kind in ABOUT_OTHERS else _MOST_BYTES):
             raise tarfile.ReadError(f"a size of {size} bytes at byte {at:,}")
-        if kind in _ABOUT_OTHERS:
-            data = exactly(read, content, size)
-            if kind != tarfile.XGLTYPE:  # What is told of all files is neither name nor size.
-                told = ({_GNU_LONG[kind]: data} if kind in _GNU_LONG else _pax_records(data)) | told
+        if kind in ABOUT_OTHERS:
+            told = told_by(kind, exactly(read, content, size)) | told
         else:
             more = block[482] if kind == tarfile.GNUTYPE_SPARSE else 0
             while more:  # Blocks that say where the holes are.
@@ -126,27 +119,6 @@ def members(read: Read) -> Iterator[Member]:
         at = content + -(-size // BLOCK) * BLOCK
     if not ended:
         raise tarfile.ReadError("a tar that was cut off")
-
-
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Those of the records `<length> <key>=<value>\\n` that matter here."""
-    records: dict[bytes, bytes] = {}
-    at = 0
-    while data[at : at + 1] not in (b"", b"\0"):
-        length, _, _ = data[at : at + 8].partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data) - at:
-            raise tarfile.ReadError("a damaged PAX record")
-        key, _, value = data[at + len(length) + 1 : at + int(length) - 1].partition(b"=")
-        if key == b"size" and not re.fullmatch(rb"\d{1,19}", value):
-            raise tarfile.ReadError(f"a size of {value[:40]!r}")
-        if key.startswith(b"GNU.sparse."):
-            records[b"sparse"] = b"yes"
-        if key == b"GNU.sparse.name":
-            records[b"path"] = value
-        elif key in (b"path", b"size", b"linkpath") and not (key == b"path" and b"sparse" in records):
-            records[key] = value
-        at += int(length)
-    return records
 
 
 def _text(told: Mapping[bytes, bytes], key: bytes) -> str:
