@@ -12,16 +12,13 @@ import pickle
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.machine import tree_pss
 from shard_tool.build.plan import Plan, make_plan
 from shard_tool.sources.listing import Listing
-from shard_tool.sources.protocol import Access, InputError, Known, SideFile, chunks_of_files
+from shard_tool.sources.protocol import InAnyOrder, InputError, Known, SideFile
 
 BILLION = 10**9
 LIST_KEYS = 1000
@@ -29,14 +26,12 @@ LIST_KEYS = 1000
 
 
 @dataclass(frozen=True)
-class MadeUp:
+class MadeUp(InAnyOrder):
     """A source of paths without photos."""
 
     listing: Listing
     name: str = "made-up"
     ignored: Mapping[str, int] = field(default_factory=dict)
-    takes: frozenset[str] = frozenset()
-    access: Access = Access.ANY_ORDER
     known: Known = field(default_factory=Known)
 
     @property
@@ -44,21 +39,9 @@ class MadeUp:
         """Nowhere."""
         return {}
 
-    def chunks(self) -> NDArray[np.int64]:
-        """As of a folder."""
-        return chunks_of_files(len(self.listing))
-
     def read(self, item: int) -> bytes:
         """Nothing."""
         raise InputError("made up")
-
-    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
-        """Nothing."""
-        return iter(())
-
-    def carried(self, item: int) -> dict[str, object]:
-        """Nothing."""
-        return {}
 
     def side_files(self, file_name: str) -> list[SideFile]:
         """None."""

@@ -7,130 +7,73 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-PLAIN_LINE_SECONDS = 5.0
-_BAR_SECONDS = 0.1
+Report = Callable[[int, int], None]
+"""Told how many are done, and how many of them are rejected or otherwise counted."""
+
+_BAR_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 
 @contextlib.contextmanager
 def show_progress(
-    what: str, total: int, *, quiet: bool = False, counted: str = "rejected"
-) -> Iterator[Callable[[int, int], None]]:
+    what: str, total: int, *, quiet: bool = False, counted: str = "rejected", unit: str = "images"
+) -> Iterator[Report]:
     """Yield a function that takes (done, rejected) of all runs together; its first call says where this run begins.
 
-    `counted` is the word behind the second number; without a word, the number is not shown.
+    `counted` is the word behind the second number; without a word, the number is not shown. `unit` is what is done:
+    images, or MB, of which `total` and `done` are the bytes.
     """
-    console = Console(stderr=True)
     if quiet:
         yield lambda done, rejected: None
-    elif console.is_terminal:
-        yield from _bar(console, what, total, counted)
-    else:
-        yield _Lines(what, total, counted)
-
-
-@contextlib.contextmanager
-def show_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yield a function, for any thread, that takes how many of the `total` bytes have been read since its last call."""
+        return
     console = Console(stderr=True)
-    if quiet:
-        yield lambda count: None
-    elif console.is_terminal:
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
-        with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda count: progress.advance(task, count)
-    else:
-        yield _ByteLines(what, total)
+    in_terminal = console.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
+    task = bar.add_task(what, total=total, said="")
+    scale, of_unit = (1e6, " MB") if unit == "MB" else (1, "")
+    first: tuple[int, float] | None = None
+    shown = time.monotonic()
 
+    def report(done: int, rejected: int) -> None:
+        nonlocal first, shown
+        now = time.monotonic()
+        first = first or (done, now)
+        is_end = in_terminal and done >= total
+        if now - shown < (_BAR_SECONDS if in_terminal else _LINE_SECONDS) and not is_end:
+            return
+        shown = now
+        speed = (done - first[0]) / max(now - first[1], 1e-6)
+        parts = [f"{done / scale:,.0f} of {total / scale:,.0f}{of_unit}", f"{speed / scale:,.0f} {unit}/s"]
+        if speed and not in_terminal:
+            parts.append(f"{(total - done) / speed:,.0f} s left")
+        if counted:
+            parts.append(f"{rejected:,} {counted}")
+        if in_terminal:
+            bar.update(task, completed=done, said=", ".join(parts))
+        else:
+            print(f"{what}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
-class _ByteLines:
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._started = time.monotonic()
-        self._next = self._started + PLAIN_LINE_SECONDS
-        self._lock = threading.Lock()
-
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            now = time.monotonic()
-            if now < self._next:
-                return
-            self._next = now + PLAIN_LINE_SECONDS
-        speed = self._done / (now - self._started)
-        print(
-            f"{self._what}: {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB, {speed / 1e6:,.0f} MB/s, "
-            f"{(self._total - self._done) / speed:,.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _bar(console: Console, what: str, total: int, counted: str) -> Iterator[Callable[[int, int], None]]:
-    columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:,.0f} images/s"),
-        TimeRemainingColumn(compact=True),
-    ]
-    if counted:
-        columns.append(TextColumn("{task.fields[rejected]:,} " + counted))
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total, speed=0.0, rejected=0)
-        rate = _Rate()
-        shown = 0.0
-
-        def report(done: int, rejected: int) -> None:
-            nonlocal shown
-            speed = rate.update(done)
-            if time.monotonic() - shown >= _BAR_SECONDS or done >= total:
-                shown = time.monotonic()
-                progress.update(task, completed=done, speed=speed, rejected=rejected)
-
+    with bar if in_terminal else contextlib.nullcontext():
         yield report
 
 
-class _Lines:
-    def __init__(self, what: str, total: int, counted: str) -> None:
-        self._what, self._total, self._counted = what, total, counted
-        self._rate = _Rate()
-        self._next = time.monotonic() + PLAIN_LINE_SECONDS
+@contextlib.contextmanager
+def show_added(
+    what: str, total: int, *, quiet: bool = False, counted: str = "", unit: str = "images"
+) -> Iterator[Report]:
+    """`show_progress` of a function, for any thread, that takes only what is new since its last call."""
+    sums, lock = [0, 0], threading.Lock()
+    with show_progress(what, total, quiet=quiet, counted=counted, unit=unit) as report:
 
-    def __call__(self, done: int, rejected: int) -> None:
-        speed = self._rate.update(done)
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + PLAIN_LINE_SECONDS
-        parts = [f"{self._what}: {done:,} of {self._total:,}", f"{speed:,.0f} images/s"]
-        if speed:
-            parts.append(f"{(self._total - done) / speed:,.0f} s left")
-        if self._counted:
-            parts.append(f"{rejected:,} {self._counted}")
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        def add(done: int, found: int) -> None:
+            with lock:
+                sums[:] = sums[0] + done, sums[1] + found
+                report(*sums)
 
-
-class _Rate:
-    """Images a second since the first report, which says what earlier runs have finished."""
-
-    def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-
-    def update(self, done: int) -> float:
-        if self._first is None:
-            self._first = done, time.monotonic()
-        return (done - self._first[0]) / max(time.monotonic() - self._first[1], 1e-6)
+        add(0, 0)
+        yield add
 
 
 def megabytes(count: int) -> str:

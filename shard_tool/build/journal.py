@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import atomic_writer
-from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Shard, ShardSet
+from pipeline.format import SHARDSET_FILE, Shard, ShardSet
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.record import PHOTOS_FILE, Photos
 from shard_tool.options import PLAN_VERSION
@@ -43,6 +42,12 @@ class GroupRecord:
     """By split, how many samples have each attribute, or are of each class."""
     contents: str
     """16 hex digits for each item of the group, in listing order: `content_of` the photo, 0 if it became no sample."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Its part of `rejected.jsonl`."""
+        for path, reason, detail in self.rejected:
+            row = {"path": path, "reason": reason} | ({"detail": detail} if detail else {})
+            yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -77,20 +82,6 @@ class Journal:
         content = asdict(group)
         data = _json({**content, "sha256": self._digest(content)})
         self.place.after(lambda: self.place.store(_group_file(group.number), data))
-
-    def write_rejected(self, groups: int) -> str:
-        """Write the list of what was left out; returns its sha256."""
-        digest = hashlib.sha256()
-        with atomic_writer(self.place.workshop / REJECTED_FILE) as file:
-            for record in self.read_all(groups):
-                assert record is not None, "a set is finished when all of its groups are"
-                for path, reason, detail in record.rejected:
-                    row = {"path": path, "reason": reason} | ({"detail": detail} if detail else {})
-                    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-                    digest.update(line)
-                    file.write(line)
-        self.place.publish(REJECTED_FILE)
-        return digest.hexdigest()
 
     def finish(self, shard_set: ShardSet) -> None:
         """Complete the set by its `shardset.json`; the journal goes."""

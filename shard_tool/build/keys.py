@@ -10,7 +10,6 @@ import re
 import unicodedata
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.format import MAX_KEY_BYTES
 from shard_tool.sources.listing import Listing, name_hash, printable
@@ -41,8 +40,7 @@ class Keys:
         folder, slash, name = printable(path).rpartition("/")
         row = _ROW.search(name)
         name = name[: row.start()] if row else name
-        stem = name.rpartition(".")[0] or name
-        key = folder + slash + stem + (f"_{row[1]}" if row else "")
+        key = folder + slash + (name.rpartition(".")[0] or name) + (f"_{row[1]}" if row else "")
         if not key.isascii():
             key = unicodedata.normalize("NFC", key)
         key = _SKIPPED.sub("_", _SLASHES.sub("", _UNSAFE.sub(_mark_or_underscore, key)))
@@ -55,20 +53,15 @@ class Keys:
 
     def _clashes(self) -> set[int]:
         """Items whose keys are one to a disk that tells no cases apart."""
-        count = len(self._listing)
-        folded = (_folded(self[item]) for item in range(count))
-        hashes: NDArray[np.uint64] = np.fromiter((name_hash(key.encode()) for key in folded), np.uint64, count)
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-        return {*order[same].tolist(), *order[same + 1].tolist()}
+        keys = (self[item] for item in range(len(self._listing)))
+        folded = (unicodedata.normalize("NFC", key.casefold()).encode() for key in keys)
+        hashes = np.fromiter(map(name_hash, folded), np.uint64)
+        _, groups, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+        return set(np.flatnonzero(sizes[groups] > 1).tolist())
 
 
 def _mark_or_underscore(found: re.Match[str]) -> str:
     return found[0] if unicodedata.category(found[0]).startswith("M") else "_"
-
-
-def _folded(key: str) -> str:
-    return unicodedata.normalize("NFC", key.casefold())
 
 
 def in_share(key: str, share: float) -> bool:

@@ -6,6 +6,7 @@ finished           says so, once every shard has the bytes that are recorded
 damaged            makes the lost shards again, and takes them if they are what they were
 """
 
+import hashlib
 import sys
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from shard_tool.build.writing import (
     Build,
     build_groups,
     complete,
+    files_beside,
     finished_groups,
     ignored,
     json_pad,
@@ -95,7 +97,7 @@ def make_shards(command: MakeShards) -> int:
             plan = _without_duplicates(place, source, plan, others, np.flatnonzero(elsewhere), command)
         build = Build(source, plan, options, json_pad(plan, options), command.skip_unreadable)
         if present is not None:
-            return _restore(journal, build, present, lost, request, command)
+            return _restore(journal, build, present, lost, photos, command)
         left = _build(journal, build, command)
         shard_set, reasons = complete(journal, build, photos)
     _tell(
@@ -164,7 +166,7 @@ def _without_duplicates(
 
 
 def _lost(place: Place, present: ShardSet, command: MakeShards) -> set[str]:
-    """Names of the shards of a finished set that are not, byte for byte, what is recorded."""
+    """Names of the shards of a finished set, and of files beside them, that have other bytes than are recorded."""
     shards = [shard for split in present.splits.values() for shard in split]
     lost, done = set(), 0
     with show_progress("checking", sum(shard.samples for shard in shards), quiet=command.quiet, counted="") as report:
@@ -173,23 +175,27 @@ def _lost(place: Place, present: ShardSet, command: MakeShards) -> set[str]:
                 lost.add(shard.name)
             done += shard.samples
             report(done, len(lost))
+    for name, sha256 in files_beside(present):
+        if hashlib.sha256(place.load(name) or b"").hexdigest() != sha256:
+            lost.add(name)
     return lost
 
 
 def _restore(
-    journal: Journal, build: Build, present: ShardSet, lost: set[str], request: dict[str, dict[str, object]],
-    command: MakeShards,
-) -> int:  # fmt: skip
-    left = restore(journal, build, present, lost, threads=command.workers)
+    journal: Journal, build: Build, present: ShardSet, lost: set[str], photos: Photos, command: MakeShards
+) -> int:
+    left = restore(journal, build, present, lost, photos, threads=command.workers)
     journal.place.remove_state()
     restored, place = len(lost) - len(left), journal.place.shown
     if restored:
-        _tell(command, f"{place} had {len(lost):,} damaged shards; {restored:,} are again what they were.")
+        _tell(
+            command, f"{place} had damage in {', '.join(sorted(lost))}; {restored:,} of {len(lost):,} are as they were."
+        )
     if left:
-        changed = ", ".join(differences(present.parts[0], request, ("versions",)))
+        changed = ", ".join(differences(present.parts[0], journal.request, ("versions",)))
         why = f"library versions: {changed}" if changed else "photos of the same names and sizes and other content"
         print(
-            f"error: shards that are made again must have the bytes that are recorded; got others for "
+            f"error: what is made again must have the bytes that are recorded; got others for "
             f"{', '.join(left)}, perhaps by {why}. Put back what it was made with, or delete {place} and build anew.",
             file=sys.stderr,
         )

@@ -53,17 +53,10 @@ class Photos:
 
     @classmethod
     def of_set(cls, place: Place, shards: ShardSet) -> Self | None:
-        """Of a finished set; None where it does not say, `ShardError` for damage."""
-        recorded = [part["photos"] for part in shards.parts if isinstance(part.get("photos"), dict)]
-        if not recorded or len(recorded) < len(shards.parts):
-            return None
-        data = place.load(PHOTOS_FILE)
-        if data is None or hashlib.sha256(data).hexdigest() != recorded[0].get("sha256"):
-            raise ShardError(
-                f"{place.shown}/{PHOTOS_FILE} must be as shardset.json describes it; got "
-                f"{'no such file' if data is None else 'other bytes'}. Copy it again, or build the set again."
-            )
-        return cls.from_bytes(data)
+        """Of a finished set; None where it does not say, or where the file is damaged."""
+        recorded = [part["photos"].get("sha256") for part in shards.parts if isinstance(part.get("photos"), dict)]
+        data = place.load(PHOTOS_FILE) if len(recorded) == len(shards.parts) == 1 else None
+        return cls.from_bytes(data) if data and hashlib.sha256(data).hexdigest() == recorded[0] else None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self | None:
@@ -123,8 +116,8 @@ def photos_of_sets(names: tuple[str, ...]) -> list[Photos]:
         photos = Photos.of_set(place, shards)
         if photos is None:
             raise UserError(
-                f"--not-in must name sets that say which photos they hold; got {name}, which was made by an earlier "
-                "leanstream, or only indexed. Build it again with make-shards."
+                f"--not-in must name sets that say which photos they hold; got {name}, whose {PHOTOS_FILE} is missing "
+                "or damaged. Run the command again that built it, or build it anew if an earlier leanstream made it."
             )
         found.append(photos)
     return found

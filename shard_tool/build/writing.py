@@ -10,7 +10,7 @@ outcome: a sample ──> ShardWriter, and the next one where --shard-size is re
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,20 +202,25 @@ def build_groups(journal: Journal, build: Build, finished: Finished, *, threads:
     raise_failures(failures)
 
 
-def restore(journal: Journal, build: Build, shards: ShardSet, lost: set[str], *, threads: int) -> list[str]:
-    """Make the `lost` shards of a finished set again; those that come out as they were recorded take their place.
+def restore(
+    journal: Journal, build: Build, shards: ShardSet, lost: set[str], photos: Photos, *, threads: int
+) -> list[str]:
+    """Make what is `lost` of a finished set again; what comes out as it was recorded takes its place.
 
-    Returns the names of those that did not. Raises what `build_groups` raises.
+    `lost` are names of shards, and of files beside them, for which all photos are read. Returns the names of those that
+    did not come out so. Raises what `build_groups` raises.
     """
-    place, failures, left = journal.place, list[str](), set(lost)
+    place, failures, left, records = journal.place, list[str](), set(lost), list[GroupRecord]()
     recorded = {shard.name: shard for split in shards.splits.values() for shard in split}
+    files = {name: sha256 for name, sha256 in files_beside(shards) if name in lost}
     by_bytes = build.options.shard_bytes is not None
     for group in build.plan.iter_groups():
-        # If bytes limit the shards, several are cut from a planned one, and their names begin with its name.
-        planned = {name.rpartition("-")[0] if by_bytes else name for name in left}
-        group = replace(group, shards=tuple(shard for shard in group.shards if shard.name in planned))
-        if not group.shards:
-            continue
+        if not files:
+            # If bytes limit the shards, several are cut from a planned one, and their names begin with its name.
+            planned = {name.rpartition("-")[0] if by_bytes else name for name in left}
+            group = replace(group, shards=tuple(shard for shard in group.shards if shard.name in planned))
+            if not group.shards:
+                continue
         made = outcomes(build.source, [group.items], build.options, threads, spool=place.spool)
         with place.desk() as desk, contextlib.closing(made):
             writer = GroupWriter(desk, build, failures)
@@ -226,7 +231,28 @@ def restore(journal: Journal, build: Build, shards: ShardSet, lost: set[str], *,
                     place.take(desk, shard)
                     left.remove(shard.name)
             place.settle()
+        if files:
+            records.append(writer.record(group))
+    for name, data in _files_of(records, build.plan, photos).items():
+        if name in files and hashlib.sha256(data).hexdigest() == files[name]:
+            place.store(name, data)
+            left.remove(name)
     return sorted(left)
+
+
+def files_beside(shards: ShardSet) -> list[tuple[str, str]]:
+    """Name and sha256 of the files that say of which photos a set was made, and which were left out."""
+    said = (part[name] for part in shards.parts for name in ("photos", "rejected") if name in part)
+    return [(file["file"], file["sha256"]) for file in said]
+
+
+def _files_of(records: Sequence[GroupRecord], plan: Plan, photos: Photos) -> dict[str, bytes]:
+    """Those files, by name."""
+    for record in records:
+        contents = np.frombuffer(bytes.fromhex(record.contents), ">u8")
+        photos.rows["content"][plan.groups[record.number]] = contents
+    rejected = b"".join(line for record in records for line in record.lines())
+    return {PHOTOS_FILE: photos.to_bytes(), REJECTED_FILE: rejected}
 
 
 def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, Counter[str]]:
@@ -238,29 +264,29 @@ def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, 
     shards: dict[str, list[Shard]] = {}
     positives: dict[str, Any] = {}
     reasons: Counter[str] = Counter()
-    for record, items in zip(journal.read_all(len(plan.groups)), plan.groups, strict=True):
+    records: list[GroupRecord] = []
+    for record in journal.read_all(len(plan.groups)):
         if record is None:
             raise SourceError(
                 f"{place.shown} must keep its shards while it is built; got files that went missing or changed. "
                 "Run the same command again, and they are built again."
             )
         _add(record, shards, positives, reasons)
-        contents = bytes.fromhex(record.contents)
-        photos.rows["content"][items] = np.frombuffer(contents, ">u8")
+        records.append(record)
     if not shards:
         raise UserError(
             f"at least one photo must be usable; got {reasons.total():,} rejected: {show_reasons(reasons)}. "
             "Choose other photos, or a smaller --size or --crop."
         )
-    data = photos.to_bytes()
-    place.store(PHOTOS_FILE, data)
+    files = _files_of(records, plan, photos)
+    for name, data in files.items():
+        place.store(name, data)
     labels = None if options.no_json else plan.attributes
     part = {
         **journal.request,
         "positives": {split: counts.tolist() for split, counts in positives.items()},
         "ignored": ignored(build.source, plan),
-        "photos": {"file": PHOTOS_FILE, "sha256": hashlib.sha256(data).hexdigest()},
-        "rejected": {"file": REJECTED_FILE, "sha256": journal.write_rejected(len(plan.groups))},
+        **{Path(name).stem: {"file": name, "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()},
     }
     shard_set = ShardSet(
         location=place.workshop,
@@ -281,7 +307,8 @@ def complete(journal: Journal, build: Build, photos: Photos) -> tuple[ShardSet, 
 def ignored(source: Source, plan: Plan) -> dict[str, int]:
     """Files that became neither samples nor rejections, by kind, the most frequent first."""
     beyond = {"beyond --limit": len(source.listing) - plan.photos}
-    return dict((+Counter({**source.ignored, **beyond})).most_common())
+    found = +Counter({**source.ignored, **beyond})
+    return dict(sorted(found.items(), key=lambda row: (-row[1], row[0])))  # As it is listed differs with the disk.
 
 
 def json_pad(plan: Plan, options: Options) -> int:

@@ -14,8 +14,8 @@ import shlex
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from pipeline.shards.picture import Header, read_header
 from pipeline.tar import _NO_SAMPLE, Sample, _files, labels_of, scan_tar
 from shard_tool.care.inspect import open_described, was_indexed
 from shard_tool.care.readers import LIBRARIES, compare_readers, missing_libraries
-from shard_tool.display import counted, megabytes, show_bytes
+from shard_tool.display import Report, counted, megabytes, show_added
 from shard_tool.image.photo import quiet_pillow
 from shard_tool.sources.protocol import MOST_CLASSES
 
@@ -42,21 +42,22 @@ _SHOWN = 3
 
 
 def index_folder(folder: Path, *, image: str = "", splits: Sequence[str] = (), threads: int, quiet: bool) -> None:
-    """Write an `.index` beside every tar in `folder`, and a `shardset.json`; prints a summary.
+    """Write an `.index` beside every tar in `folder`, and a `shardset.json`; prints a summary unless `quiet`.
 
     Args:
         folder: where the tars lie side by side.
         image: suffix of the member that is the image, where samples hold several.
         splits: `NAME=GLOB` each; a tar whose name matches GLOB belongs to NAME. Others go by the start of their name.
         threads: tars that are read at the same time.
-        quiet: print nothing.
 
     Raises:
         UserError: for a folder that cannot be indexed, with the sample that is in the way.
         ShardError: where a tar is damaged.
     """
     started = time.monotonic()
-    known = _known(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} must be a folder of tars; got {'a file' if folder.exists() else 'no such folder'}.")
+    known = open_described(str(folder)) if (folder / SHARDSET_FILE).exists() else None
     if known is not None and not was_indexed(known):
         if not quiet:
             print(f"{folder} is a shard set that make-shards wrote: it has its indexes.")
@@ -67,15 +68,23 @@ def index_folder(folder: Path, *, image: str = "", splits: Sequence[str] = (), t
     image = image.lower()
     names = _tars(folder)
     split_of = _splits(names, splits)
-    _keep_strangers(folder, names)
     tars = [_Tar(folder, name) for name in names]
-    with show_bytes("indexing", sum(tar.path.stat().st_size for tar in tars), quiet=quiet) as report:
+    for tar in tars:
+        if tar.index_path.exists() and not _begins_with(tar.index_path, INDEX_MAGIC):
+            raise UserError(f"{tar.index_path} must be an index of leanstream; got another file. Move it away.")
+    size = sum(tar.path.stat().st_size for tar in tars)
+    with show_added("indexing", size, quiet=quiet, unit="MB") as report:
         _scan(tars, image, threads, report)
     _check_alike(folder, tars)
     shards = _describe(folder, tars, split_of, image, splits)
     if known is not None:
         _compare(known, shards)
-    written = sum(_write_index(tar.path.with_suffix(".index"), tar.index) for tar in tars)
+    written = 0
+    for tar in tars:
+        data = tar.index.to_bytes()
+        if not tar.index_path.exists() or tar.index_path.read_bytes() != data:
+            write_atomic(tar.index_path, data)
+            written += 1
     if known is None:
         shards.save()
     if quiet:
@@ -91,12 +100,6 @@ def index_folder(folder: Path, *, image: str = "", splits: Sequence[str] = (), t
         print(f"Next: accelerate launch --quiet train/run.py --data.shards {shlex.quote(str(folder))}")
 
 
-def _known(folder: Path) -> ShardSet | None:
-    if not folder.is_dir():
-        raise UserError(f"{folder} must be a folder of tars; got {'a file' if folder.exists() else 'no such folder'}.")
-    return open_described(str(folder)) if (folder / SHARDSET_FILE).exists() else None
-
-
 def _tars(folder: Path) -> list[str]:
     """Names, without extension, of the tars in `folder`, in order."""
     files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
@@ -109,10 +112,10 @@ def _tars(folder: Path) -> list[str]:
             )
     names = [name.removesuffix(".tar") for name in files if name.endswith(".tar")]
     for parent, _, inner in os.walk(folder):
-        deep = next((name for name in inner if name.endswith(".tar")), None)
-        if deep is not None and Path(parent) != folder:
+        deep = next((Path(parent, name) for name in inner if name.endswith(".tar")), None)
+        if deep is not None and deep.parent != folder:
             raise UserError(
-                f"the tars must lie side by side in {folder}; got {Path(parent, deep).relative_to(folder)}. "
+                f"the tars must lie side by side in {folder}; got {deep.relative_to(folder)}. "
                 f"Index each folder by itself. {remedy}."
             )
     if not names:
@@ -133,18 +136,8 @@ def _splits(names: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
         for name in matching:
             if chosen.setdefault(name, split) != split:
                 raise UserError(f"a tar must be of one split; got {name}.tar for '{rule}' too. Correct the patterns.")
-    return {name: chosen.get(name) or _split_by_name(name) for name in names}
-
-
-def _split_by_name(name: str) -> str:
-    word = re.match(r"[a-z]*", name.lower())
-    return _SPLIT_OF.get(word.group() if word else "", "train")
-
-
-def _keep_strangers(folder: Path, names: Sequence[str]) -> None:
-    for path in (folder / f"{name}.index" for name in names):
-        if path.exists() and not _begins_with(path, INDEX_MAGIC):
-            raise UserError(f"{path} must be an index of leanstream; got another file. Move it away.")
+    words = {name: re.split("[^a-z]", name.lower(), maxsplit=1)[0] for name in names}
+    return {name: chosen.get(name) or _SPLIT_OF.get(words[name], "train") for name in names}
 
 
 def _begins_with(path: Path, start: bytes) -> bool:
@@ -152,48 +145,44 @@ def _begins_with(path: Path, start: bytes) -> bool:
         return file.read(len(start)) == start
 
 
-class _Stopped(Exception):  # noqa: N818 (nobody sees it)
-    pass
-
-
 class _Tar:
     """One tar; `scan` reads it, once, and leaves here what it holds."""
 
     shard: Shard
     index: Index
+    first: tuple[str, Header]
+    """Key of its first image, and what that is."""
+    hidden_keys = 0
+    """Samples that `datasets` takes for hidden files."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.path = name, folder / f"{name}.tar"
-        self.first: tuple[str, Header] | None = None
-        """Key of its first image, and what that is."""
+        self.name, self.path, self.index_path = name, folder / f"{name}.tar", folder / f"{name}.index"
         self.encodings, self.suffixes = Counter[str](), Counter[str]()
         """Of the images."""
         self.left_out = Counter[str]()
         """Files that are no part of a sample, by kind."""
-        self.hidden_keys = 0
-        """Samples that `datasets` takes for hidden files."""
         self.labels = FoundLabels()
 
-    def scan(self, image: str, stop: threading.Event, report: Callable[[int], None]) -> None:
+    def scan(self, image: str, stop: threading.Event, report: Report) -> None:
         """Raises `UserError` and `ShardError` as `index_folder` does; `report` is told of bytes as they are read."""
         seen = reported = 0
 
         def see(sample: Sample) -> None:
             nonlocal seen, reported
             if stop.is_set():
-                raise _Stopped
+                raise CancelledError
             self._see(sample)
             seen += len(sample.image)
             if seen - reported >= _REPORT_BYTES:
-                report(seen - reported)
+                report(seen - reported, 0)
                 reported = seen
 
         self.index = scan_tar(self.path, image, see)
-        if self.first is None:
+        if not len(self.index.records):
             raise UserError(f"{self.path} must hold samples; got none. Move it away.")
         self._look_behind()
         self.shard = Shard(self.name, len(self.index.records), self.index.tar_bytes, self.index.tar_sha256)
-        report(self.index.tar_bytes - reported)
+        report(self.index.tar_bytes - reported, 0)
 
     def _see(self, sample: Sample) -> None:
         try:
@@ -201,7 +190,8 @@ class _Tar:
         except ValueError as error:
             rule = "hold a JPEG, PNG, WebP or .npy image of 8-bit RGB"
             raise _refusal(self.path, sample.key, rule, str(error), 64) from None
-        self.first = self.first or (sample.key, header)
+        if not self.suffixes:
+            self.first = sample.key, header
         _check_size(self.path, sample.key, header, self.first)
         self.encodings[header.encoding] += 1
         self.suffixes[sample.suffix] += 1
@@ -233,7 +223,7 @@ class _Tar:
                 at += len(data)
 
 
-def _scan(tars: Sequence[_Tar], image: str, threads: int, report: Callable[[int], None]) -> None:
+def _scan(tars: Sequence[_Tar], image: str, threads: int, report: Report) -> None:
     stop = threading.Event()
     with quiet_pillow(), ThreadPoolExecutor(threads, "index") as executor:
         try:
@@ -263,20 +253,15 @@ def _refusal(path: Path, key: str, rule: str, found: str, size: int) -> UserErro
 
 def _check_alike(folder: Path, tars: Sequence[_Tar]) -> None:
     """Raise `UserError` unless the tars have images of one size, and arrays in all samples or in none."""
-    first = _first(tars[0])
+    first = tars[0].first
     for tar in tars:
-        _check_size(tar.path, *_first(tar), first)
+        _check_size(tar.path, *tar.first, first)
     arrays = sum(tar.encodings["raw"] for tar in tars)
     if arrays and arrays < sum(tar.shard.samples for tar in tars):
         raise UserError(
             f"the images must be .npy in all samples or in none; got both in {folder}. Name one suffix with --image, "
             f"or make a set from it: shard_tool make-shards {shlex.quote(str(folder))} --size {first[1].height}."
         )
-
-
-def _first(tar: _Tar) -> tuple[str, Header]:
-    assert tar.first is not None, "a tar without samples was refused"
-    return tar.first
 
 
 def _describe(
@@ -301,7 +286,7 @@ def _describe(
     return ShardSet(
         folder,
         folder.resolve().name,
-        _first(tars[0])[1].height,
+        tars[0].first[1].height,
         3,
         max(SUFFIX, key=lambda encoding: encodings[encoding]),
         splits,
@@ -317,15 +302,16 @@ def _compare(known: ShardSet, found: ShardSet) -> None:
     if known.fingerprint == found.computed_fingerprint():
         return
 
-    def tars(shards: ShardSet) -> dict[str, tuple[str, Shard]]:
-        return {shard.name: (split, shard) for split, content in shards.splits.items() for shard in content}
-
-    before, now = tars(known), tars(found)
+    before, now = (
+        {shard.name: (split, shard) for split, content in shards.splits.items() for shard in content}
+        for shards in (known, found)
+    )
+    both = [name for name in before if name in now]
     kinds = {
-        "changed": [name for name in before if name in now and before[name][1] != now[name][1]],
+        "changed": [name for name in both if before[name][1] != now[name][1]],
         "new": [name for name in now if name not in before],
         "missing": [name for name in before if name not in now],
-        "in another split": [name for name in before if name in now and before[name][0] != now[name][0]],
+        "in another split": [name for name in both if before[name][0] != now[name][0]],
     }
     differences = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
     raise UserError(
@@ -338,14 +324,6 @@ def _compare(known: ShardSet, found: ShardSet) -> None:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(f"{name}.tar" for name in names[:8])
     return shown + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-
-
-def _write_index(path: Path, index: Index) -> bool:
-    data = index.to_bytes()
-    if path.exists() and path.read_bytes() == data:
-        return False
-    write_atomic(path, data)
-    return True
 
 
 def _summary(shards: ShardSet, tars: Sequence[_Tar], seconds: float) -> Iterator[str]:
@@ -441,12 +419,10 @@ class FoundLabels:
             return counted(len(self.attributes), "attribute")
         if self.classes:
             return counted(len(self.classes), "class", "classes")
-        kinds = set(self._kinds)
-        if kinds == {"none"}:
-            return "none"
-        if kinds == {"attributes"}:
+        if set(self._kinds) == {"attributes"}:
             return "none: the samples have other attributes than each other"
-        if kinds == {"label"}:
+        if set(self._kinds) == {"label"}:
             return f"none: class numbers must be below {MOST_CLASSES:,}; there is {self._highest:,}"
-        labelled = self._kinds.total() - self._kinds["none"]
-        return f"none: only {labelled:,} of {counted(self._kinds.total(), 'sample')} have the same kind"
+        samples = self._kinds.total()
+        labelled = samples - self._kinds["none"]
+        return f"none: only {labelled:,} of {counted(samples, 'sample')} have the same kind" if labelled else "none"

@@ -3,13 +3,14 @@
 `shardset.json` has a fingerprint over the shards alone: what it says of labels and of its making is checked here.
 """
 
+import contextlib
 import json
 import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +20,6 @@ from pipeline import Dataset
 from pipeline.errors import EXIT_DONE, EXIT_FAULT, ShardError, UserError
 from pipeline.format import REJECTED_FILE, SHARDSET_FILE, SUFFIX, ShardSet
 from shard_tool.build.place import STATE_FOLDER
-from shard_tool.build.record import PHOTOS_FILE
 from shard_tool.display import counted, megabytes
 from shard_tool.options import command_of
 
@@ -27,8 +27,6 @@ SHOWN_LABELS = 60
 """Attributes or classes that are printed; `--json` has them all."""
 _SECTIONS = ("settings", "source", "versions", "positives", "listing", "photos", "rejected", "ignored", "indexed")
 """Of a part: objects, where they are there."""
-_MOST = 1 << 53
-"""No count of anything is higher."""
 _ODD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 """What JSON of another shape than ours raises."""
 
@@ -63,45 +61,28 @@ def has_json(part: dict[str, Any]) -> bool:
     return bool(settings.get("json", not settings.get("no_json")))
 
 
-def files_beside(shards: ShardSet) -> list[tuple[str, str]]:
-    """Name and sha256 of the files that say of which photos the parts were made, and which were left out."""
-    names = ("listing", "photos", "rejected")
-    said = [part[name] for part in shards.parts for name in names if name in part]
-    return [(file.get("file", PHOTOS_FILE), file["sha256"]) for file in said]
-
-
 def label_counts(shards: ShardSet) -> dict[str, int] | None:
     """How many samples have each attribute or are of each class; None where the set's maker did not count them."""
-    by_split = labels_by_split(shards)
+    by_split = labels_of_all([shards])
     if by_split is None:
         return None
     return {name: sum(counts[name] for counts in by_split.values()) for name in shards.attributes or shards.classes}
 
 
-def labels_by_split(shards: ShardSet) -> dict[str, dict[str, int]] | None:
-    """The same in each split."""
-    names = shards.attributes or shards.classes
-    if not names or not shards.parts or not all("positives" in part for part in shards.parts):
-        return None
-    found = {split: dict.fromkeys(names, 0) for split in shards.splits}
-    for part in shards.parts:
-        for split, counts in part["positives"].items():
-            for name, count in zip(names, counts, strict=True):
-                found[split][name] += count
-    return found
-
-
 def labels_of_all(sets: Sequence[ShardSet]) -> dict[str, dict[str, int]] | None:
-    """The same over several sets together; None unless all have the same names, and all makers counted them."""
-    if len({(one.attributes, one.classes) for one in sets}) > 1:
+    """The same in each split of several sets together; None unless all have the same names and all are counted."""
+    names, *others = {(one.attributes, one.classes) for one in sets}
+    labels = names[0] or names[1]
+    counted_all = all(one.parts and all("positives" in part for part in one.parts) for one in sets)
+    if others or not labels or not counted_all:
         return None
-    found: dict[str, Counter[str]] = {}
-    for counts in map(labels_by_split, sets):
-        if counts is None:
-            return None
-        for split, by_name in counts.items():
-            found.setdefault(split, Counter()).update(by_name)
-    return {split: dict(by_name) for split, by_name in found.items()}
+    found = {split: dict.fromkeys(labels, 0) for one in sets for split in one.splits}
+    for one in sets:
+        for part in one.parts:
+            for split, counts in part["positives"].items():
+                for name, count in zip(labels, counts, strict=True):
+                    found[split][name] += count
+    return found
 
 
 def _wrong(shards: ShardSet) -> Iterator[str]:
@@ -112,7 +93,6 @@ def _wrong(shards: ShardSet) -> Iterator[str]:
         for section in _SECTIONS:
             if not isinstance(part.get(section, {}), dict):
                 yield f"part {number} whose {section} is no object"
-                return
         yield from (f"part {number} with {wrong}" for wrong in _wrong_part(shards, part))
 
 
@@ -121,32 +101,37 @@ def _wrong_part(shards: ShardSet, part: dict[str, Any]) -> Iterator[str]:
     for split, counts in part.get("positives", {}).items():
         if split not in shards.splits:
             yield f"labels of {split}, which the set does not have"
-        elif not isinstance(counts, list) or not all(_is_count(count) for count in counts):
+        elif not isinstance(counts, list) or not all(map(_is_count, counts)):
             yield f"labels of {split} that are no list of counts"
         elif labels and len(counts) != labels:
             yield f"counts of {len(counts):,} labels of {split} in place of {labels:,}"
-    for name, needed in (
-        *((name, {"file": str, "sha256": str}) for name in ("listing", "rejected")),
-        ("photos", {"sha256": str}),
-    ):
-        if name in part and not all(type(part[name].get(key)) is kind for key, kind in needed.items()):
-            yield f"a {name} without {' and '.join(needed)}"
-    if not all(_is_count(count) for count in part.get("ignored", {}).values()):
+    for name, keys in (("listing", ("file", "sha256")), ("rejected", ("file", "sha256")), ("photos", ("sha256",))):
+        if name in part and not _are_words([part[name].get(key) for key in keys]):
+            yield f"a {name} without {' and '.join(keys)}"
+    if not all(map(_is_count, part.get("ignored", {}).values())):
         yield "files ignored that are no counts"
     if not _is_count(part.get("source", {}).get("photos", 0)):
         yield "photos that are no count"
     for name in ("members", "splits"):
-        words = part.get("indexed", {}).get(name, [])
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        if not _are_words(part.get("indexed", {}).get(name, [])):
             yield f"{name} that are no list of words"
     try:
-        json.dumps(part, ensure_ascii=False, indent=1).encode()
+        _check_printable(part)
     except _ODD:
         yield "text that cannot be printed"
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+def _are_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 53  # No count of anything is higher.
+
+
+def _check_printable(content: object) -> None:
+    """Raise one of `_ODD` for text that no terminal takes."""
+    json.dumps(content, ensure_ascii=False).encode()
 
 
 # A finished set
@@ -170,32 +155,19 @@ def inspect_sets(folders: Sequence[str], *, as_json: bool) -> int:
         if len(contents) > 1:
             console.print()
         (show_unfinished if begun else show)(contents[-1], console)
-    if len(contents) > 1:
-        _inspect_together(opened, contents, console, as_json=as_json)
-    elif as_json:
-        _print_json(contents[0])
-    return EXIT_DONE if len(opened) == len(contents) else EXIT_FAULT
-
-
-def _inspect_together(
-    opened: Sequence[Dataset], contents: Sequence[dict[str, Any]], console: Console, *, as_json: bool
-) -> None:
-    """Show sets as one, if all are finished; `UserError` where they do not go together."""
     complete, together = len(opened) == len(contents), None
     try:
-        if complete:
+        if complete and len(contents) > 1:
             dataset = Dataset(tuple(one.sets[0] for one in opened), tuple(one.repeats[0] for one in opened))
             together = describe_together(dataset)
-    finally:
+    finally:  # Sets that do not go together are shown all the same.
         if as_json:
-            _print_json({"complete": complete, "sets": contents, "together": together})
+            several = {"complete": complete, "sets": contents, "together": together}
+            print(json.dumps(several if len(contents) > 1 else contents[0], indent=1, ensure_ascii=False))
     if together is not None and not as_json:
         console.print()
         show_together(together, console)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False))
+    return EXIT_DONE if complete else EXIT_FAULT
 
 
 def describe(shard_set: ShardSet) -> dict[str, Any]:
@@ -216,7 +188,7 @@ def describe(shard_set: ShardSet) -> dict[str, Any]:
         "splits": _splits(shard_set),
         "attributes": {name: counts[name] / total if counts else None for name in shard_set.attributes},
         "classes": {name: counts[name] if counts else None for name in shard_set.classes},
-        "labels": labels_by_split(shard_set),
+        "labels": labels_of_all([shard_set]),
         "rejected": dict(_reasons(folder).most_common()),
         "ignored": dict(sum((Counter(part.get("ignored", {})) for part in shard_set.parts), Counter[str]())),
         "parts": shard_set.parts,
@@ -229,18 +201,13 @@ def show(content: dict[str, Any], console: Console) -> None:
     """Print what `describe` found."""
     crop = f", crop {content['crop']}" if content["crop"] is not None else ""
     images = f"{counted(content['samples'], 'image')} of {content['image_size']} px, {content['encoding']}{crop}"
-    console.print(f"[bold]{escape(content['name'])}[/]: {images}, {megabytes(content['bytes'])}", highlight=False)
-    _show_splits(content["splits"], console)
-    if content["attributes"] or content["classes"]:
-        _show_labels(content, console)
     rejected = ", ".join(f"{count:,} {reason}" for reason, count in content["rejected"].items())
     lines = [f"rejected: {rejected or 'none'}"]
     if content["ignored"]:
         lines.append(f"ignored: {', '.join(f'{kind} {count:,}' for kind, count in content['ignored'].items())}")
     for number, part in enumerate(content["parts"], 1):
         lines += _part_lines(part, f"part {number}: " if len(content["parts"]) > 1 else "")
-    _print(console, *lines, f"fingerprint: {content['fingerprint']}")
-    _show_lines(content["open_with"], console)
+    _show(content, f"[bold]{escape(content['name'])}[/]: {images}, {megabytes(content['bytes'])}", lines, console)
 
 
 def describe_together(dataset: Dataset) -> dict[str, Any]:
@@ -266,15 +233,12 @@ def describe_together(dataset: Dataset) -> dict[str, Any]:
 def show_together(content: dict[str, Any], console: Console) -> None:
     """Print what `describe_together` found."""
     images = f"{counted(content['samples'], 'image')} of {content['image_size']} px an epoch"
-    console.print(f"[bold]read as one[/]: {images}", highlight=False)
-    _show_splits(content["splits"], console)
     names = content["attributes"] or content["classes"]
     if names:
         labels = f"{counted(len(names), _kind(content) + ' name')}, the same in all sets"
     else:
         labels = "none" if content["same_labels"] else "not the same in all sets: read together, they have none"
-    _print(console, f"labels: {labels}", f"fingerprint: {content['fingerprint']}")
-    _show_lines(content["open_with"], console)
+    _show(content, f"[bold]read as one[/]: {images}", [f"labels: {labels}"], console)
 
 
 def _splits(shards: ShardSet | Dataset) -> dict[str, dict[str, int]]:
@@ -284,23 +248,23 @@ def _splits(shards: ShardSet | Dataset) -> dict[str, dict[str, int]]:
     }
 
 
-def _show_splits(splits: dict[str, dict[str, int]], console: Console) -> None:
+def _show(content: dict[str, Any], heading: str, lines: Sequence[str], console: Console) -> None:
+    console.print(heading, highlight=False)
     table = _table("split", "samples", "shards", "size")
-    for name, split in splits.items():
+    for name, split in content["splits"].items():
         table.add_row(name, f"{split['samples']:,}", f"{split['shards']:,}", megabytes(split["bytes"]))
     console.print(table)
+    if "labels" in content and (content["attributes"] or content["classes"]):
+        _show_labels(content, console)
+    _print(console, *lines, f"fingerprint: {content['fingerprint']}")
+    for name, pasted in content["open_with"].items():
+        console.print(f"\n[bold]{name}[/]")
+        _print(console, *pasted)
 
 
 def _print(console: Console, *lines: str) -> None:
     # Plain text: a wrapped line could not be pasted.
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
-
-
-def _show_lines(open_with: dict[str, list[str]], console: Console) -> None:
-    """What to paste, by what it is for."""
-    for name, lines in open_with.items():
-        console.print(f"\n[bold]{name}[/]")
-        _print(console, *lines)
 
 
 def _kind(content: dict[str, Any]) -> str:
@@ -352,25 +316,17 @@ def _plain(value: object) -> str:
 
 
 def _reasons(folder: Path) -> Counter[str]:
-    """Of all lines of `rejected.jsonl`; those that are damaged have a reason of their own."""
+    """Of all lines of `rejected.jsonl`, which is not there where nothing was rejected."""
     found: Counter[str] = Counter()
-    try:
-        with open(folder / REJECTED_FILE, "rb") as lines:
-            for line in lines:
-                found[reason_of(line) or f"unreadable line of {REJECTED_FILE}"] += 1
-    except FileNotFoundError:
-        pass  # As where nothing was rejected.
+    with contextlib.suppress(FileNotFoundError), open(folder / REJECTED_FILE, "rb") as lines:
+        for line in lines:
+            try:
+                reason = json.loads(line)["reason"]
+                reason.encode()
+            except _ODD:
+                reason = f"unreadable line of {REJECTED_FILE}"
+            found[str(reason)] += 1
     return found
-
-
-def reason_of(line: bytes) -> str | None:
-    """Why an input was left out, by its line of `rejected.jsonl`; None for a damaged one."""
-    try:
-        reason = json.loads(line)["reason"]
-        reason.encode()
-    except _ODD:
-        return None
-    return str(reason)
 
 
 def _open_with(folder: Path, shard_set: ShardSet) -> dict[str, list[str]]:
@@ -421,22 +377,19 @@ def find_unfinished(folder: Path) -> dict[str, Any] | None:
         photos = min(photos, _count(settings.get("limit") or photos))
     except (OSError, *_ODD):
         return None
-    samples = size = rejected = 0
+    done: Counter[str] = Counter()
     for path in sorted(state.glob("group-*.json")):
         try:
             group, newest = _loaded(path), max(newest, path.stat().st_mtime)
             shards = [shard for rows in group["shards"].values() for shard in rows]
-            counts = [sum(_count(shard[name]) for shard in shards) for name in ("samples", "bytes")]
-            counts.append(len(list(group["rejected"])))
+            counts = {name: sum(_count(shard[name]) for shard in shards) for name in ("samples", "bytes")}
+            done.update(counts, rejected=len(list(group["rejected"])))
         except (OSError, *_ODD):
             continue  # The build goes on while this looks; and a damaged group is built again.
-        samples, size, rejected = samples + counts[0], size + counts[1], rejected + counts[2]
     return {
         "complete": False,
         "name": folder.resolve().name,
-        "samples": samples,
-        "bytes": size,
-        "rejected": rejected,
+        **{name: done[name] for name in ("samples", "bytes", "rejected")},
         "photos": photos,
         "source_name": source,
         "settings": settings,
@@ -472,14 +425,13 @@ def show_unfinished(content: dict[str, Any], console: Console) -> None:
 def _loaded(path: Path) -> Any:
     """JSON that can be printed again; raises one of `_ODD`, or `OSError`."""
     content = json.loads(path.read_bytes())
-    json.dumps(content, ensure_ascii=False, indent=1).encode()
+    _check_printable(content)
     return content
 
 
 def _count(value: object) -> int:
     if not _is_count(value):
         raise ValueError(f"{value!r} in place of a count")
-    assert isinstance(value, int)
     return value
 
 

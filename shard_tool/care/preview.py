@@ -4,9 +4,9 @@ rows in a mixed order --> those wanted (inspect.py knows the labels) --> decoded
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from pipeline.format import ShardSet, Split
 from pipeline.shards.decode import Decoder
 from pipeline.shards.shard import ShardFile
 from shard_tool.care.inspect import label_counts, open_described
-from shard_tool.display import counted
+from shard_tool.display import Report, counted
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 MOST_IMAGES = 1000
@@ -37,8 +37,7 @@ _PAPER, _INK, _GREY = "#fbfaf8", "#1f1d1b", "#77726c"
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One image of the sheet."""
 
     file: ShardFile
@@ -55,7 +54,7 @@ def preview(
     split: str | None,
     seed: int,
     attribute: str | None,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> Path:
     """Paint samples of the set in `folder` into the picture `out` and return its path.
 
@@ -70,8 +69,12 @@ def preview(
     if attribute is not None and attribute not in names:
         have = ", ".join(names) or "it has none"
         raise UserError(f"attribute must be one of the set's ({have}); got '{attribute}'. Name another.")
-    out = _checked(Path(f"{shards.name}-preview.jpg") if out is None else out, shards.folder)
-    split = split or next((name for name in ("train", *shards.splits) if name in shards.splits), "train")
+    out = Path(f"{shards.name}-preview.jpg") if out is None else out
+    if out.suffix.lower() not in FORMATS:
+        raise UserError(f"--out must end with {', '.join(FORMATS)}; got {out}. Choose one of them.")
+    if out.resolve().is_relative_to(shards.folder.resolve()):
+        raise UserError(f"--out must lie outside the set, which holds nothing but itself; got {out}. Choose a place.")
+    split = split or ("train" if "train" in shards.splits else next(iter(shards.splits), "train"))
     content = shards.split(split)
     samples: list[Sample] = []
     for sample in _samples(shards, content, seed):
@@ -91,14 +94,6 @@ def preview(
     sheet = paint(shards, samples, shards.name, " · ".join(details))
     with atomic_writer(out) as file:
         sheet.save(file, FORMATS[out.suffix.lower()], quality=92)
-    return out
-
-
-def _checked(out: Path, folder: Path) -> Path:
-    if out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out must end with {', '.join(FORMATS)}; got {out}. Choose one of them.")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--out must lie outside the set, which holds nothing but itself; got {out}. Choose a place.")
     return out
 
 
@@ -140,22 +135,18 @@ def paint(shards: ShardSet, samples: list[Sample], title: str, details: str) -> 
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 22), shorten(title, large, sheet.width - 2 * _MARGIN), _INK, large)
     draw.text((_MARGIN, 54), shorten(details, middle, sheet.width - 2 * _MARGIN), _GREY, middle)
-    decoder = Decoder()
+    decoder, size = Decoder(), shards.image_size
+    pixels: NDArray[np.uint8] = np.empty((1, size, size, shards.channels), np.uint8)
     for number, sample in enumerate(samples):
         left = _MARGIN + number % columns * (_TILE + _GAP)
         top = _HEADER + number // columns * (_TILE + caption + _GAP)
-        sheet.paste(_tile(decoder, shards, sample), (left, top))
+        decoder.fill([sample.file], [sample.row], pixels)
+        sheet.paste(Image.fromarray(pixels[0]).resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, top))
         key = sample.file.key(sample.row).rpartition("/")[2]
         draw.text((left, top + _TILE + 6), shorten(key, small, _TILE), _INK, small)
         for line, text in enumerate(captions[number], 1):
             draw.text((left, top + _TILE + 6 + line * _LINE), text, _GREY, small)
     return sheet
-
-
-def _tile(decoder: Decoder, shards: ShardSet, sample: Sample) -> Image.Image:
-    pixels: NDArray[np.uint8] = np.empty((1, shards.image_size, shards.image_size, shards.channels), np.uint8)
-    decoder.fill([sample.file], [sample.row], pixels)
-    return Image.fromarray(pixels[0]).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 
 
 def _columns(count: int) -> int:
@@ -168,12 +159,10 @@ def shorten(text: str, font: Font, width: int) -> str:
     """`text`, or what fits of it into `width` pixels, with an ellipsis in its middle: ends tell keys apart."""
     if font.getlength(text) <= width:
         return text
-    kept = len(text) - 1
-    while kept > 1:
+    for kept in range(len(text) - 1, 1, -1):
         cut = text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2 :]
         if font.getlength(cut) <= width:
             return cut
-        kept -= 1
     return "…"
 
 

@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from pipeline.errors import LeanstreamError, UserError
 from pipeline.format import Shard, ShardSet
 from pipeline.shards.shard import ShardFile, load_index
 from pipeline.tar import IMAGE_SUFFIXES, labels_of
+from shard_tool.display import Report
 
 LIBRARIES = {"webdataset": "webdataset", "datasets": "'leanstream[datasets]'"}
 """Those that are asked, and what pip calls them."""
@@ -52,29 +53,25 @@ def check_installed() -> None:
         )
 
 
-def compare_readers(
-    shards: ShardSet, names: Iterable[str], libraries: Iterable[str], tick: Callable[[int, int], None]
-) -> list[Problem]:
+def compare_readers(shards: ShardSet, names: Iterable[str], libraries: Iterable[str], tick: Report) -> list[Problem]:
     """What `libraries` read otherwise than we do, of shards of these names, which must be whole.
 
     `tick` is told of samples and problems as they come.
     """
     wanted, found = set(names), list[Problem]()
     for library, split in itertools.product(libraries, shards.splits.values()):
-        for problem in _compare(shards, [shard for shard in split if shard.name in wanted], library, tick):
+        chosen = {shard.name: shard for shard in split if shard.name in wanted}
+        for problem in _compare(shards, chosen, library, tick) if chosen else ():
             found.append(problem)
             tick(0, 1)
     return found
 
 
-def _compare(
-    shards: ShardSet, chosen: Sequence[Shard], library: str, tick: Callable[[int, int], None]
-) -> Iterator[Problem]:
-    left = {shard.name: shard for shard in chosen}
+def _compare(shards: ShardSet, left: dict[str, Shard], library: str, tick: Report) -> Iterator[Problem]:
     read = {"webdataset": _read_by_webdataset, "datasets": _read_by_datasets}[library]
-    name = next(iter(left), "")
+    name = next(iter(left))
     try:
-        found = read([str(shards.folder / f"{name}.tar") for name in left]) if left else iter(())
+        found = read([str(shards.folder / f"{name}.tar") for name in left])
         for name, samples in itertools.groupby(found, key=lambda sample: sample[0]):
             shard = left.pop(name)
             yield from _compare_shard(shards, shard, library, samples)
@@ -168,11 +165,9 @@ def _kept_at_home(config: Any, cache: Path) -> Iterator[None]:
     """Nothing of `datasets` goes to the network, or to the user's cache."""
     wanted: dict[str, Any] = {"HF_HUB_OFFLINE": True, "HF_DATASETS_OFFLINE": True, "HF_UPDATE_DOWNLOAD_COUNTS": False}
     wanted |= {"HF_MODULES_CACHE": cache / "modules", "HF_DATASETS_CACHE": cache}
-    before = {name: getattr(config, name) for name in wanted if hasattr(config, name)}
+    before = {name: value for name, value in vars(config).items() if name in wanted}
+    vars(config).update({name: wanted[name] for name in before})
     try:
-        for name in before:
-            setattr(config, name, wanted[name])
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        vars(config).update(before)

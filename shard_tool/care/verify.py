@@ -16,8 +16,7 @@ import sys
 import tarfile
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from typing import Any
@@ -30,61 +29,49 @@ from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Index, Shard, ShardSet
 from pipeline.shards.picture import PICTURE_ERRORS, decode_picture, npy_header
 from pipeline.shards.shard import ShardFile
 from pipeline.tar import BLOCK, Sample, labels_of, member_name, scan_tar, split_member_name
+from shard_tool.build.record import PHOTOS_FILE
 from shard_tool.care import readers as others
-from shard_tool.care.inspect import (
-    command_again,
-    files_beside,
-    has_json,
-    labels_by_split,
-    open_described,
-    was_indexed,
-)
+from shard_tool.care.inspect import command_again, has_json, labels_of_all, open_described, was_indexed
 from shard_tool.care.readers import Problem
-from shard_tool.display import counted, show_progress
+from shard_tool.display import Report, counted, show_added
 from shard_tool.image.photo import quiet_pillow
 from shard_tool.sources.listing import name_hash
 
 SHOWN_OF_A_FILE = 10
 """Problems of one file that are printed; `--json` has them all."""
 
-Tick = Callable[[int, int], None]
-"""Told of samples and problems as they come."""
-
 
 def verify(folder: str, *, quick: bool, readers: bool, threads: int, as_json: bool, quiet: bool) -> int:
     """Check the set in `folder` and print what was found.
 
-    Args:
-        folder: where the set lies.
-        quick: compare only the hashes of its files.
-        readers: compare also what webdataset and datasets read.
-        threads: shards that are checked at the same time.
-        as_json: print all of it for programs.
-        quiet: print nothing but problems, and these on stderr.
+    `quick` compares only hashes, `readers` also what webdataset and datasets read; `threads` shards are checked at the
+    same time; `quiet` prints nothing but problems, on stderr. Memory is 8 bytes a sample, for keys that stand twice.
 
-    Returns the exit code: `EXIT_DONE` if the set is whole, `EXIT_FAULT` if not. Memory is 8 bytes for each sample, to
-    find keys that stand twice. Raises `UserError` where there is no set, or one that may not be read.
+    Returns `EXIT_DONE` if the set is whole, else `EXIT_FAULT`. Raises `UserError` where there is none, or one that may
+    not be read.
     """
     if threads < 1:
         raise UserError(f"threads must be at least 1; got {threads}. Leave it out for one for each core.")
     if readers:
         others.check_installed()
     started = time.monotonic()
-    shards, checks, to_restore = None, list[ShardCheck](), ""
+    shards, checks, samples, to_restore = None, list[ShardCheck](), 0, ""
     try:
         shards = open_described(folder)
     except ShardError as error:  # Without it, nothing says what the shards should be.
         problems = [Problem(SHARDSET_FILE, None, str(error))]
     else:
-        checks = check_shards(shards, quick=quick, threads=threads, quiet=quiet)
+        samples = sum(split.total for split in shards.splits.values())
+        with show_added("verifying", samples, quiet=quiet, counted="problems") as tick:
+            checks = _check_shards(shards, quick, threads, tick)
         to_restore = _to_restore(folder, shards, checks)
         problems = [problem for one in checks for problem in one.problems] + list(_over_all(shards, checks, quick))
     state = "damaged" if problems else "whole, but not read alike by all"
     if shards is not None and readers:
         whole = [one.shard.name for one in checks if one.whole]
-        with _ticks("reading as others do", len(others.LIBRARIES) * _samples(shards), quiet) as tick:
+        total = len(others.LIBRARIES) * samples
+        with show_added("reading as others do", total, quiet=quiet, counted="problems") as tick:
             problems += others.compare_readers(shards, whole, others.LIBRARIES, tick)
-    samples = 0 if shards is None else _samples(shards)
     if as_json:
         listed = [problem._asdict() for problem in problems]
         content = {"folder": folder, "whole": not problems, "quick": quick, "samples": samples, "shards": len(checks)}
@@ -107,15 +94,14 @@ def verify(folder: str, *, quick: bool, readers: bool, threads: int, as_json: bo
 
 def _to_restore(folder: str, shards: ShardSet, checks: Iterable["ShardCheck"]) -> str:
     """How to get damaged shards back; empty if there are none."""
-    if all(one.whole and one.index_whole for one in checks):
+    all_whole = all(one.whole for one in checks)
+    if all_whole and not any(problem.file.endswith(".index") for one in checks for problem in one.problems):
         return ""
     if was_indexed(shards):
-        lost = "" if all(one.whole for one in checks) else "copy its tars again, then: "
-        return f"{lost}shard_tool index {shlex.quote(folder)}"
-    part = (
-        shards.parts[0] if len(shards.parts) == 1 else {}
-    )  # Of several, made one after the other, none is made again.
-    command = command_again(part.get("settings", {}), shards.folder) if "settings" in part else None
+        return f"{'' if all_whole else 'copy its tars again, then: '}shard_tool index {shlex.quote(folder)}"
+    # Of several parts, made one after the other, none is made again.
+    part = shards.parts[0] if len(shards.parts) == 1 else {}
+    command = command_again(part["settings"], shards.folder) if "settings" in part else None
     if command is None:
         return "copy these files again from where the set came"
     return (
@@ -124,54 +110,26 @@ def _to_restore(folder: str, shards: ShardSet, checks: Iterable["ShardCheck"]) -
     )
 
 
-def _samples(shards: ShardSet) -> int:
-    return sum(split.total for split in shards.splits.values())
-
-
 def _listed(problems: Iterable[Problem]) -> list[str]:
     """A line for each, in columns; of a file with very many, the first ones."""
-    lines: list[str] = []
-    total = Counter(problem.file for problem in problems)
-    seen: Counter[str] = Counter()
-    width = max(map(len, total), default=0)
+    by_file: dict[str, list[str]] = {}
     for file, key, problem in problems:
-        seen[file] += 1
-        if seen[file] <= SHOWN_OF_A_FILE:
-            lines.append(f"{file:<{width}}  {'' if key is None else f'{key} '}{problem}")
-        elif seen[file] == SHOWN_OF_A_FILE + 1:
-            lines.append(f"{file:<{width}}  and {total[file] - SHOWN_OF_A_FILE:,} more; --json has them all")
-    return lines
-
-
-@contextlib.contextmanager
-def _ticks(what: str, total: int, quiet: bool) -> Iterator[Tick]:
-    """A function that adds samples and problems to a progress bar."""
-    done = found = 0
-    with show_progress(what, total, quiet=quiet, counted="problems") as report:
-
-        def tick(samples: int, problems: int) -> None:
-            nonlocal done, found  # Under the interpreter lock, and only for show.
-            done, found = done + samples, found + problems
-            report(done, found)
-
-        tick(0, 0)
-        yield tick
+        by_file.setdefault(file, []).append(problem if key is None else f"{key} {problem}")
+    for said in by_file.values():
+        if len(said) > SHOWN_OF_A_FILE:
+            said[SHOWN_OF_A_FILE:] = [f"and {len(said) - SHOWN_OF_A_FILE:,} more; --json has them all"]
+    width = max(map(len, by_file), default=0)
+    return [f"{file:<{width}}  {line}" for file, said in by_file.items() for line in said]
 
 
 # One shard
 
 
-def check_shards(shards: ShardSet, *, quick: bool, threads: int, quiet: bool) -> list["ShardCheck"]:
+def _check_shards(shards: ShardSet, quick: bool, threads: int, tick: Report) -> list["ShardCheck"]:
     """Check all shards, `threads` at a time, in the order of the set."""
     owners = {shard.sha256: shard.name for split in shards.splits.values() for shard in split}
-    with (
-        _ticks("verifying", _samples(shards), quiet) as tick,
-        quiet_pillow(),
-        ThreadPoolExecutor(threads, "verify") as pool,
-    ):
-        checks = [
-            ShardCheck(shards, name, shard, owners, tick) for name, split in shards.splits.items() for shard in split
-        ]
+    checks = [ShardCheck(shards, name, shard, owners, tick) for name, split in shards.splits.items() for shard in split]
+    with quiet_pillow(), ThreadPoolExecutor(threads, "verify") as pool:
         try:
             list(pool.map(lambda one: one.run(quick=quick), checks))
         except BaseException:
@@ -183,7 +141,7 @@ def check_shards(shards: ShardSet, *, quick: bool, threads: int, quiet: bool) ->
 class ShardCheck:
     """The checks of one shard; `run` makes them all, once, and leaves here what was found."""
 
-    def __init__(self, shards: ShardSet, split: str, shard: Shard, owners: Mapping[str, str], tick: Tick) -> None:
+    def __init__(self, shards: ShardSet, split: str, shard: Shard, owners: Mapping[str, str], tick: Report) -> None:
         """`owners` names the shard of each sha256 in the set; `tick` is told of samples and problems as they come."""
         self.split, self.shard = split, shard
         self.problems: list[Problem] = []
@@ -199,48 +157,44 @@ class ShardCheck:
         self._tar, self._index = f"{shard.name}.tar", f"{shard.name}.index"
         self._ours = any("settings" in part for part in shards.parts)
         self._needs_json = any(map(has_json, shards.parts)) or bool(len(self.labels))
-        self._told = self._ticked = 0
-
-    @property
-    def index_whole(self) -> bool:
-        """Nothing is wrong with the index."""
-        return not any(problem.file == self._index for problem in self.problems)
+        self._ticked = 0
 
     def run(self, *, quick: bool) -> None:
         """Check everything, or with `quick` nothing but hashes."""
-        index = self._read_index()
-        try:
+        index = None
+        with self._blaming(self._index):
+            index = self._read_index()
+        with self._blaming(self._tar):
             self._check_tar(index, quick)
+        self.keys = np.array(self.keys, np.uint64)
+        self._tick(self.shard.samples - self._ticked, len(self.problems))
+
+    @contextlib.contextmanager
+    def _blaming(self, file: str) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
-            self._add(self._tar, None, "is missing")
+            self._add(file, None, "is missing")
         except PermissionError as error:
             raise describe_os_error(error, "reading a shard") from error
         except OSError as error:
-            self._add(self._tar, None, f"could not be read: {error.strerror or error}")
-        self.keys = np.array(self.keys, np.uint64)
-        self._report(self.shard.samples - self._ticked)
+            self._add(file, None, f"could not be read: {error.strerror or error}")
+        except ShardError as error:
+            self._add(file, None, f"cannot be used: {_got(error)}")
 
     def _read_index(self) -> Index | None:
         """The index, if it is one of this very tar."""
-        wrong, shard = "", self.shard
-        try:
-            data = (self._set.folder / self._index).read_bytes()
-            index = Index.from_bytes(data, self._index)
+        data, shard = (self._set.folder / self._index).read_bytes(), self.shard
+        index = Index.from_bytes(data, self._index)
+        if index.tar_sha256 != shard.sha256:
             owner = self._owners.get(index.tar_sha256)
-            if index.tar_sha256 != shard.sha256:
-                wrong = f"is that of {owner}.tar" if owner else "is that of an unknown tar"
-            elif (len(index.records), index.tar_bytes) != (shard.samples, shard.bytes):
-                wrong = f"knows {counted(len(index.records), 'sample')} in {index.tar_bytes:,} bytes"
-                wrong += f" in place of {shard.samples:,} in {shard.bytes:,}"
-            elif index.to_bytes() != data:
-                wrong = "has something in its padding"
-        except FileNotFoundError:
-            wrong = "is missing"
-        except ShardError as error:
-            wrong = f"cannot be used: {_got(error)}"
-        except OSError as error:
-            wrong = f"could not be read: {error.strerror or error}"
-        if not wrong:
+            wrong = f"is that of {owner}.tar" if owner else "is that of an unknown tar"
+        elif (len(index.records), index.tar_bytes) != (shard.samples, shard.bytes):
+            wrong = f"knows {counted(len(index.records), 'sample')} in {index.tar_bytes:,} bytes"
+            wrong += f" in place of {shard.samples:,} in {shard.bytes:,}"
+        elif index.to_bytes() != data:
+            wrong = "has something in its padding"
+        else:
             return index
         self._add(self._index, None, wrong)
         return None
@@ -248,13 +202,19 @@ class ShardCheck:
     def _check_tar(self, index: Index | None, quick: bool) -> None:
         """Read all of the tar once; one that is not whole is looked through again, if its index tells where."""
         path, scanned, why, at = self._set.folder / self._tar, None, "", len(self.problems)
+
+        def see(sample: Sample) -> None:
+            self._check_sample(sample.key, sample.image, sample.label)
+            self._ticked += 1
+            self._tick(1, 0)
+
         if not quick:
             try:
-                scanned = scan_tar(path, self._set.image_member, self._see)
+                scanned = scan_tar(path, self._set.image_member, see)
             except ShardError as error:
                 why = _got(error)
         if scanned is None:
-            with open(path, "rb") as file:
+            with FileIO(path) as file:
                 sha256, size = hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
         else:
             sha256, size = scanned.tar_sha256, scanned.tar_bytes
@@ -278,22 +238,21 @@ class ShardCheck:
         self.keys, self.labelled, self.labels[:] = [], 0, 0
         if quick or (owner and not self.whole):
             return  # A tar of another shard is checked where it belongs.
-        if index is None:
-            self._add(self._tar, None, f"is no whole tar: {why}")
+        if index is None or self.whole:
+            self._add(self._tar, None, f"cannot be used: {why}")
             return
         with FileIO(path) as file:
             self._look_through(file, size, index)
 
     def _look_through(self, file: FileIO, size: int, index: Index) -> None:
         """Say which samples are not what the index says."""
-        blamed, before = self._index if self.whole else self._tar, len(self.problems)
+        before = len(self.problems)
         for row, record in enumerate(index.records):
             name, found = f"row {row}", dict[str, bytes]()
             places = {what: (int(record[f"{what}_offset"]), int(record[f"{what}_size"])) for what in ("image", "json")}
             if max(offset + length for offset, length in places.values()) > size:
                 left = f"{len(index.records) - row:,} of {counted(len(index.records), 'sample')}"
-                what = f"places {left} behind the end" if self.whole else f"is cut off: {left} are gone"
-                self._add(blamed, None, what)
+                self._add(self._tar, None, f"is cut off: {left} are gone")
                 return
             for what, (offset, length) in places.items():
                 if what == "json" and not length:
@@ -302,25 +261,20 @@ class ShardCheck:
                 key = _member_key(file, offset, length)
                 data = os.pread(file.fileno(), -(-length // BLOCK) * BLOCK, offset)
                 if key is None:
-                    self._add(blamed, name, f"has a damaged tar header before its {what}")
+                    self._add(self._tar, name, f"has a damaged tar header before its {what}")
                 elif what == "image":
                     name = key
                 elif key != name and not name.startswith("row "):
-                    self._add(blamed, name, f"is followed by the json of '{key}'")
+                    self._add(self._tar, name, f"is followed by the json of '{key}'")
                 if any(data[length:]):
-                    self._add(blamed, name, f"has something in the padding after its {what}")
+                    self._add(self._tar, name, f"has something in the padding after its {what}")
                 if zlib.crc32(data[:length]) == record[f"{what}_crc32"]:
                     found[what] = data[:length]
                 else:
-                    because = "its index says another one" if self.whole else "its bytes changed"
-                    self._add(blamed, name, f"has {what} bytes of another crc32: {because}")
+                    self._add(self._tar, name, f"has {what} bytes of another crc32: its bytes changed")
             self._check_sample(name, found.get("image"), found.get("json"))
-        if not self.whole and len(self.problems) == before and size == self.shard.bytes:
+        if len(self.problems) == before and size == self.shard.bytes:
             self._add(self._tar, None, "differs where no sample is")
-
-    def _see(self, sample: Sample) -> None:
-        self._check_sample(sample.key, sample.image, sample.label)
-        self._report(1)
 
     def _check_sample(self, key: str, image: bytes | None, meta: bytes | None) -> None:
         """Whether a sample is one of the set; of damaged bytes (None) something has been said."""
@@ -365,13 +319,6 @@ class ShardCheck:
     def _add(self, file: str, key: str | None, problem: str) -> None:
         self.problems.append(Problem(file, key, problem))
 
-    def _report(self, samples: int) -> None:
-        new = len(self.problems) - self._told
-        self._told += new
-        self._ticked += samples
-        if samples or new:
-            self._tick(samples, new)
-
 
 def _got(error: ShardError) -> str:
     """`<rule>; got <value>. <remedy>.` -> `got <value>`."""
@@ -397,7 +344,7 @@ def _labels_of(meta: Any, shards: ShardSet) -> list[int] | None:
         return None
     if shards.attributes:
         attributes = meta.get("attributes")
-        bits = [attributes.get(name) for name in shards.attributes] if isinstance(attributes, dict) else [None]
+        bits = [attributes.get(name) if isinstance(attributes, dict) else None for name in shards.attributes]
         if not all(type(bit) in (int, bool) and bit in (0, 1) for bit in bits):
             return None
         return [number for number, bit in enumerate(bits) if bit]
@@ -411,14 +358,22 @@ def _labels_of(meta: Any, shards: ShardSet) -> list[int] | None:
 
 
 def _over_all(shards: ShardSet, checks: list[ShardCheck], quick: bool) -> Iterator[Problem]:
-    yield from _totals(shards)
+    content = json.loads((shards.folder / SHARDSET_FILE).read_bytes())
+    for split, found in shards.splits.items():
+        said = content["splits"][split].get("samples")  # For those who read it without leanstream.
+        if said != found.total:
+            yield Problem(SHARDSET_FILE, None, f"counts {said} samples in {split}; its shards hold {found.total:,}")
     ours = {f"{one.shard.name}.tar" for one in checks}
     for path in sorted(shards.folder.glob("*.tar")):
         if path.name not in ours:  # Readers that take all of a folder would read it too.
             yield Problem(path.name, None, f"is not of this set: {SHARDSET_FILE} does not name it")
-    beside = files_beside(shards)
-    if REJECTED_FILE not in dict(beside):
-        yield from _rejections(shards)
+    files = [part[name] for part in shards.parts for name in ("listing", "photos", "rejected") if name in part]
+    beside = [(file.get("file", PHOTOS_FILE), file["sha256"]) for file in files]
+    if REJECTED_FILE not in dict(beside):  # An older set recorded how many there are, and no digest.
+        path = shards.folder / REJECTED_FILE
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        if len(lines) != shards.rejected:
+            yield Problem(REJECTED_FILE, None, f"has {counted(len(lines), 'line')} in place of {shards.rejected:,}")
     for name, expected in beside:
         try:
             sha256 = hashlib.sha256((shards.folder / name).read_bytes()).hexdigest()
@@ -431,25 +386,6 @@ def _over_all(shards: ShardSet, checks: list[ShardCheck], quick: bool) -> Iterat
         # Many foreign sets count from zero in each tar, and no reader joins members of two tars.
         yield from () if was_indexed(shards) else _repeated_keys(shards, checks)
         yield from _label_counts(shards, checks)
-
-
-def _totals(shards: ShardSet) -> Iterator[Problem]:
-    """The sums that `shardset.json` holds for those who read it without leanstream."""
-    content = json.loads((shards.folder / SHARDSET_FILE).read_bytes())
-    for name, split in shards.splits.items():
-        total = content["splits"][name].get("samples")
-        if total != split.total:
-            yield Problem(SHARDSET_FILE, None, f"counts {total} samples in {name}; its shards hold {split.total:,}")
-
-
-def _rejections(shards: ShardSet) -> Iterator[Problem]:
-    """Of an older set, which recorded how many there are and no digest."""
-    try:
-        lines = (shards.folder / REJECTED_FILE).read_bytes().splitlines()
-    except FileNotFoundError:
-        lines = []
-    if len(lines) != shards.rejected:
-        yield Problem(REJECTED_FILE, None, f"has {counted(len(lines), 'line')} in place of {shards.rejected:,}")
 
 
 def _repeated_keys(shards: ShardSet, checks: list[ShardCheck]) -> Iterator[Problem]:
@@ -469,13 +405,12 @@ def _repeated_keys(shards: ShardSet, checks: list[ShardCheck]) -> Iterator[Probl
         except ShardError:
             continue  # A damaged shard has been reported already.
         if keys[0] == keys[1]:
-            where = f"in {one.shard.name}.tar" if other is not one else "before"
-            yield Problem(f"{other.shard.name}.tar", keys[1], f"has a key that stands {where} too")
+            yield Problem(f"{other.shard.name}.tar", keys[1], f"has a key that stands in {one.shard.name}.tar too")
 
 
 def _label_counts(shards: ShardSet, checks: list[ShardCheck]) -> Iterator[Problem]:
     """Whether as many samples have each label as `shardset.json` says."""
-    for split, said in (labels_by_split(shards) or {}).items():
+    for split, said in (labels_of_all([shards]) or {}).items():
         mine = [one for one in checks if one.split == split]
         if any(one.labelled != one.shard.samples for one in mine):
             continue  # Samples are damaged, and have been reported.

@@ -33,25 +33,23 @@ def averageable(image: Image.Image) -> Image.Image:
         return _upper_bytes(image)
     if image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode not in (*_AVERAGEABLE, "P", "YCbCr", "RGBX"):
+    if image.mode not in (*_AVERAGEABLE, "1", "P", "YCbCr", "RGBX"):
         numbers = _NUMBERS.get(image.mode, f"mode {image.mode}")
         raise PhotoError("pixels not supported", f"{image.format} of {numbers}; save it with 8 bits a channel")
-    return image.convert("RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def to_srgb(image: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes | None, background: str) -> Image.Image:
     """An image of a mode that `averageable` gives as sRGB, transparent parts laid over `background`."""
-    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    if alpha is not None:
-        image = image.convert(image.mode[:-1])
+    if image.mode in ("LA", "RGBA"):
+        opaque = to_srgb(image.convert(image.mode[:-1]), profile, background)
+        return Image.composite(opaque, Image.new("RGB", image.size, background), image.getchannel("A"))
     transform = srgb_transform(profile, image.mode) if profile else None
-    opaque = image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)
-    assert opaque is not None  # It is one only where it is asked to work in place.
-    if alpha is None:
-        return opaque
-    return Image.composite(opaque, Image.new("RGB", image.size, background), alpha)
+    if transform is None:
+        return image.convert("RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # It is one only where it is asked to work in place.
+    return converted
 
 
 @lru_cache(maxsize=8)  # A few cameras made most photos of a set; a profile for print has half a megabyte.
@@ -65,9 +63,8 @@ def srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | No
         if _PROFILE_SPACES.get(source.profile.xcolor_space.strip()) != mode:
             return None
         # Without little CMS's memory of the last pixel, the transform has no state that a thread could spoil.
-        transform = ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
-        )
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", flags=ImageCms.Flags.NOCACHE)
         return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None  # A profile may be damaged in any way, and the pixels are good all the same.
@@ -84,9 +81,7 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
     """Whether Pillow takes both bytes of its 16-bit numbers for pixels, and says nothing."""
-    planar, compression = (
-        image.tag_v2.get(tag) for tag in (TiffImagePlugin.PLANAR_CONFIGURATION, TiffImagePlugin.COMPRESSION)
-    )
+    planar, compression = map(image.tag_v2.get, (TiffImagePlugin.PLANAR_CONFIGURATION, TiffImagePlugin.COMPRESSION))
     return planar == 2 and compression == 1 and max(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE]) > 8
 
 
@@ -98,7 +93,6 @@ def _upper_bytes(image: Image.Image) -> Image.Image:
     levels = (values >> (bits - 8)).astype(np.uint8)
     grey = Image.fromarray(~levels if white_is_zero else levels)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, alpha))
-    return grey
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))

@@ -30,10 +30,8 @@ from pipeline.shards.picture import open_picture
 from shard_tool.image.jpeg import read_header
 from shard_tool.image.recipe import PhotoError
 
-_DECODED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 _MOST_METADATA = 8 << 20
 """Bytes of a PNG's profile or text. Pillow stops at one MiB, and profiles of scanners are larger."""
-_HEIC_EXTRA = "pip install 'leanstream[heic]'"
 _FIRST_BYTES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n",
@@ -76,6 +74,7 @@ _READABLE = frozenset(("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEI
 _DNG_VERSION, _SUBFILE_TYPE, _MAKE = 50706, 254, 271
 _CAMERA_COLOURS = {32803, 34892}
 """Photometric interpretations of a sensor's pixels, and of a DNG's."""
+_quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), 0, threading.Lock()
 
 
 def looks_like_image(first_bytes: bytes) -> str:
@@ -83,7 +82,7 @@ def looks_like_image(first_bytes: bytes) -> str:
 
     Also of formats that nothing here decodes: such a file is a photo, and is listed as rejected.
     """
-    return next((name for name, start in _FIRST_BYTES.items() if _begins(first_bytes, start)), "")
+    return _first_match(first_bytes, _FIRST_BYTES)
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -101,22 +100,17 @@ def open_image(data: bytes) -> Image.Image:
     if name == "TIFF":
         _refuse_camera_raw(data)
     try:
-        return open_picture(data, _DECODED)
+        return open_picture(data, ("AVIF",) if name == "HEIC" else (name.upper(),))  # They have a brand in common.
     except UnidentifiedImageError:
-        if name == "HEIC":  # Or an AVIF of a brand that both have, which Pillow has taken.
-            return _open_heic(data)
-        raise PhotoError(*_what_it_is(data, name)) from None
-
-
-def _open_heic(data: bytes) -> Image.Image:
+        if name != "HEIC":
+            raise PhotoError(*_what_it_is(data, name)) from None
     try:
         from pillow_heif import HeifImageFile
-    except ImportError:
-        raise PhotoError(
-            "image format not supported", f"HEIC, as phones make it; {_HEIC_EXTRA} makes it readable"
-        ) from None
-    try:
+
         image: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    except ImportError:
+        hint = "HEIC, as phones make it; pip install 'leanstream[heic]' makes it readable"
+        raise PhotoError("image format not supported", hint) from None
     except SyntaxError as error:
         raise PhotoError("damaged image", f"HEIC: {error}") from None
     return image
@@ -124,13 +118,11 @@ def _open_heic(data: bytes) -> Image.Image:
 
 def _check_png(data: bytes) -> None:
     """Raise if a chunk that counts for the pixels is not what was written: Pillow does not look at the sums of IDAT."""
-    at = 8
+    at, view = 8, memoryview(data)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
-        if kind in (b"IHDR", b"PLTE", b"IDAT") and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(
-            data[end : end + 4], "big"
-        ):
+        kind, checksum = data[at + 4 : at + 8], int.from_bytes(data[end : end + 4], "big")
+        if kind in (b"IHDR", b"PLTE", b"IDAT") and zlib.crc32(view[at + 4 : end]) != checksum:
             raise PhotoError("damaged image", f"PNG: the checksum of its {kind.decode()} at byte {at:,} is wrong")
         at = end + 4
 
@@ -147,17 +139,17 @@ def _refuse_camera_raw(data: bytes) -> None:
 
 def _tiff_directories(data: bytes) -> list[Mapping[int, Any]]:
     """Tags of the first image of a TIFF, then those of the images inside it; nothing if they cannot be read."""
-    header, file = data[: 16 if b"+" in data[2:4] else 8], io.BytesIO(data)
+    file = io.BytesIO(data)
 
     def directory(at: int | None = None) -> TiffImagePlugin.ImageFileDirectory_v2:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
         file.seek(tags.next if at is None else at)
         tags.load(file)
         return tags
 
     try:
         first = directory()
-        return [first, *(directory(at) for at in first.get(TiffImagePlugin.SUBIFD, ())[:8])]
+        return [first, *map(directory, first.get(TiffImagePlugin.SUBIFD, ())[:8])]
     except Exception:  # A directory may be damaged in any way, and Pillow is going to say how.
         return []
 
@@ -178,24 +170,23 @@ def _what_it_is(data: bytes, name: str) -> tuple[str, str]:
                 return "pixels not supported", f"{name} of unusual numbers or channels; save it with 8 bits a channel"
             return "damaged image", f"it begins as {name}, and its header makes no sense: {error}"
         return "damaged image", f"it begins as {name}, and its header makes no sense"
-    if name:
-        return "image format not supported", f"{name}; save it as JPEG or PNG"
-    if data[4:8] == b"ftyp":
-        brand = data[8:12].decode("ascii", "replace")
-        return "image format not supported", f"brand '{brand}', perhaps a film; save it as JPEG or PNG"
-    other = next((other for other, start in _OTHER_FILES.items() if _begins(data, start)), "")
-    if other in ("PDF", "SVG"):
-        return "image format not supported", f"{other}; save it as JPEG or PNG"
-    if not other and not data.strip(b"\0"):
-        other = f"{len(data):,} zero bytes"
+    if not name and data[4:8] == b"ftyp":
+        name = f"brand '{data[8:12].decode('ascii', 'replace')}', perhaps a film"
+    other = _first_match(data, _OTHER_FILES)
+    if name or other in ("PDF", "SVG"):
+        return "image format not supported", f"{name or other}; save it as JPEG or PNG"
+    if other:
+        return "not an image", other
+    if not data.strip(b"\0"):
+        return "not an image", f"{len(data):,} zero bytes"
     start = data[:40].decode("utf-8", "ignore")  # The end may be half a letter.
-    if not other and "".join(start.split()).isprintable() and start and len(data[:40]) < len(start.encode()) + 4:
-        other = f"text, it begins with {start!r}"
-    return "not an image", other or f"it begins with {data[:12]!r}"
+    if start and "".join(start.split()).isprintable() and len(data[:40]) < len(start.encode()) + 4:
+        return "not an image", f"text, it begins with {start!r}"
+    return "not an image", f"it begins with {data[:12]!r}"
 
 
-def _begins(data: bytes, pattern: bytes) -> bool:
-    return re.match(pattern, data[:1000], re.DOTALL) is not None
+def _first_match(data: bytes, patterns: Mapping[str, bytes]) -> str:
+    return next((name for name, start in patterns.items() if re.match(start, data[:1000], re.DOTALL)), "")
 
 
 @contextlib.contextmanager
@@ -207,7 +198,12 @@ def quiet_pillow() -> Iterator[None]:
     global _quiet_users
     with _quiet_lock:
         if not _quiet_users:
-            _quiet.enter_context(_quiet_settings())
+            logger = logging.getLogger("PIL")
+            _quiet.enter_context(warnings.catch_warnings(action="ignore"))
+            _quiet.callback(logger.setLevel, logger.level)
+            _quiet.callback(setattr, PngImagePlugin, "MAX_TEXT_CHUNK", PngImagePlugin.MAX_TEXT_CHUNK)
+            logger.setLevel(logging.CRITICAL + 1)
+            PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA
         _quiet_users += 1
     try:
         yield
@@ -216,21 +212,3 @@ def quiet_pillow() -> Iterator[None]:
             _quiet_users -= 1
             if not _quiet_users:
                 _quiet.close()
-
-
-_quiet, _quiet_users, _quiet_lock = contextlib.ExitStack(), 0, threading.Lock()
-
-
-@contextlib.contextmanager
-def _quiet_settings() -> Iterator[None]:
-    logger, chunk = logging.getLogger("PIL"), PngImagePlugin.MAX_TEXT_CHUNK
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL + 1)
-        PngImagePlugin.MAX_TEXT_CHUNK = _MOST_METADATA
-        try:
-            yield
-        finally:
-            PngImagePlugin.MAX_TEXT_CHUNK = chunk
-            logger.setLevel(level)

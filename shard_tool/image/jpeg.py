@@ -3,8 +3,7 @@
     bytes -> simplejpeg, scaled -> [H, W, 3] -> cykooz-resizer (Lanczos) -> [h, w, 3]
 
 Both let go of the interpreter lock. Against Pillow's `draft` and `resize`, CPU time of a photo fell by a fifth from 600
-to 64 pixels, by a third to 128, and by half from 178x218 to 64. libvips took three times as long for small photos,
-OpenCV has no antialiased Lanczos, kornia-rs gained a tenth, and Pillow-SIMD shares its name with Pillow.
+to 64 pixels, and by half from 178x218 to 64.
 
 libjpeg paints something for the pixels that it does not find, and warns. Pillow ignores that; here it is an error.
 """
@@ -36,12 +35,10 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset((0xC0, 0xC1, 0xC9))
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _SOS, _EOI = 0xDA, 0xD9
-_PLAIN_SOF = frozenset((0xC0, 0xC1, 0xC2))
 _NOTHING_BUT_PIXELS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xFE))
 """Markers that change no colour: Huffman and quantization tables, restarts, JFIF, comments."""
-_IN_A_HEADER = frozenset(range(0xC0, 0xFF)) - frozenset(range(0xD0, 0xDA))
-_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])")
-"""The next marker in compressed data, in which 255 is followed by 0 or by a restart."""
+_MARKER = re.compile(rb"\xff+[^\0\xff\xd0-\xd7]")
+"""A marker, also in compressed data, in which 255 is followed by 0 or by a restart."""
 
 _thread = threading.local()
 
@@ -52,10 +49,7 @@ class Header(NamedTuple):
     width: int
     height: int
     bits: int
-    channels: int
     progressive: bool
-    one_scan: bool
-    """Whether there is a scan of all channels, and it is not progressive: no other is needed."""
     plain: bool
     """Grey or YCbCr with 8 bits, without Exif, profile or Adobe's marker: there is nothing to know but its size."""
 
@@ -71,10 +65,8 @@ def read_header(data: bytes) -> Header | None:
     for kind, at, end in _segments(data):
         if kind in _SOF and end <= len(data):
             bits, height, width, channels = struct.unpack_from(">BHHB", data, at)
-            progressive = kind in _PROGRESSIVE
-            plain = bool(plain and kind in _PLAIN_SOF and bits == 8 and channels in (1, 3) and width and height)
-            scan = data.find(b"\xff\xda\0" + bytes((6 + 2 * channels & 255, channels)), end, end + 4000)
-            return Header(width, height, bits, channels, progressive, scan > 0 and not progressive, plain)
+            plain = plain and bits == 8 and channels in (1, 3) and width > 0 and height > 0
+            return Header(width, height, bits, kind in _PROGRESSIVE, plain)
         plain = plain and kind in _NOTHING_BUT_PIXELS
     return None
 
@@ -98,7 +90,7 @@ def decode(data: bytes, colours: str, header: Header, scale: int) -> NDArray[np.
             raise PhotoError("damaged image", str(error)) from None
     if pixels.shape[:2] != (height, width):
         raise PhotoError("damaged image", "it has two sizes")
-    if not header.one_scan and _lacks_scans(data):
+    if _lacks_scans(data):
         raise PhotoError("damaged image", "scans are missing")
     return pixels
 
@@ -106,7 +98,7 @@ def decode(data: bytes, colours: str, header: Header, scale: int) -> NDArray[np.
 def decode_and_resize(data: bytes, header: Header, scale: int, frame: Frame) -> NDArray[np.uint8]:
     """The pixels [h, w, 3] of `frame` of a JPEG in grey or colours, decoded `scale` times smaller; see `decode`."""
     if Resizer is not None and header.width * header.height <= MOST_PIXELS * scale * scale:
-        return resize(decode(data, "RGB", header, scale), frame.box(scale), frame.width, frame.height)
+        return resize(decode(data, "RGB", header, scale), frame, scale)
     pixels = decode(data, "RGBX", header, scale)  # Pillow takes four channels without a copy.
     image = as_image(pixels, "RGBX").resize((frame.width, frame.height), Image.Resampling.LANCZOS, frame.box(scale))
     return np.ascontiguousarray(np.asarray(image)[..., :3])
@@ -117,41 +109,32 @@ def as_image(pixels: NDArray[np.uint8], mode: str) -> Image.Image:
     return Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
 
 
-def resize(
-    pixels: NDArray[np.uint8], box: tuple[float, float, float, float], width: int, height: int
-) -> NDArray[np.uint8]:
-    """The part `box` (left, top, right, bottom) of `pixels` [H, W, 3] as [height, width, 3]."""
+def resize(pixels: NDArray[np.uint8], frame: Frame, scale: int) -> NDArray[np.uint8]:
+    """The pixels [h, w, 3] of `frame` of a photo that was decoded `scale` times smaller to `pixels` [H, W, 3]."""
     if not hasattr(_thread, "resizer"):
         _thread.resizer = Resizer()  # One that threads share would let them wait for each other.
     source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
-    target = ImageData(width, height, PixelType.U8x3)
-    _thread.resizer.resize(source, target, _options(box))
-    return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
+    target = ImageData(frame.width, frame.height, PixelType.U8x3)
+    _thread.resizer.resize(source, target, _options(frame, scale))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(frame.height, frame.width, 3)
 
 
 @lru_cache(maxsize=64)  # Photos of one set tend to be of one size.
-def _options(box: tuple[float, float, float, float]) -> "ResizeOptions":
-    left, top, right, bottom = box
-    return ResizeOptions(
-        resize_alg=ResizeAlg.convolution(FilterType.lanczos3),
-        crop_box=CropBox(left, top, right - left, bottom - top),
-    )
+def _options(frame: Frame, scale: int) -> "ResizeOptions":
+    left, top, right, bottom = frame.box(scale)
+    box = CropBox(left, top, right - left, bottom - top)
+    return ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.lanczos3), crop_box=box)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Kind, start and end of the contents of every segment up to the end of the image."""
-    at, last = 2, len(data) - 4
-    while at <= last:
-        if data[at] != 0xFF or data[at + 1] not in _IN_A_HEADER:  # Behind a scan, or behind junk.
-            found = _MARKER.search(data, at)
-            if found is None or found.end() - 2 > last:
-                return
-            at = found.end() - 2
-        kind = data[at + 1]
-        if kind == _EOI:
+    at = 2
+    while found := _MARKER.search(data, at):  # Passes over the compressed data of a scan, and over junk.
+        length_at = found.end()
+        kind, start = data[length_at - 1], length_at + 2
+        if kind == _EOI or start > len(data):
             return
-        start = at + 4
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
+        at = length_at + (data[length_at] << 8 | data[length_at + 1])
         yield kind, start, at
 
 
@@ -167,15 +150,16 @@ def _lacks_scans(data: bytes) -> bool:
             first, last, bits = data[end - 3 : end] if progressive else (0, 63, 0)
             for channel in data[at + 1 : end - 3 : 2]:
                 lowest[channel][first : last + 1] = bytes((bits & 15,)) * (last + 1 - first)
-    return any(map(any, lowest.values()))
+            if not any(map(any, lowest.values())):
+                return False
+    return True
 
 
 def _without_oddities(data: bytes) -> bytes:
     """The same image without what libjpeg warns of though it costs no pixel.
 
     That is a missing end, zeros before the end, bytes between the tables, a strange version of JFIF, and the parameters
-    of progressive scans in a file without such. Any other bytes behind a scan are pixels for all that one can tell, of
-    which it lost track.
+    of progressive scans in a file without such. Any other bytes behind a scan may be pixels that it lost track of.
     """
     end = data.rstrip(b"\0").removesuffix(b"\xff\xd9").rstrip(b"\0")
     odd = bytearray(end + (b"\0" if end.endswith(b"\xff") else b"") + b"\xff\xd9")

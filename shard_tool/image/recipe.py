@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.format import SUFFIX
@@ -10,8 +10,9 @@ from pipeline.format import SUFFIX
 CROPS = ("center", "pad", "stretch")
 MAX_SIZE = 4096
 """Of a sample, pixels: a typo must not make samples of gigabytes."""
-_SUBSAMPLINGS = ("444", "420")
 _COLOURS = {"white": "#ffffff", "black": "#000000"}
+_ENCODINGS_WITH = {"quality": ("jpeg", "webp"), "subsampling": ("jpeg",)}
+"""Settings that only some encodings have."""
 
 
 class PhotoError(Exception):
@@ -60,64 +61,43 @@ class Recipe:
             raise UserError(f"encode must be one of {', '.join(SUFFIX)}; got '{self.encode}'. Use jpeg.")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality must be from 1 to 100; got {self.quality}. 95 is a good choice.")
-        if self.subsampling not in _SUBSAMPLINGS:
+        if self.subsampling not in ("444", "420"):
             raise UserError(f"subsampling must be 444 or 420; got '{self.subsampling}'. Use 444.")
-        if not re.fullmatch("#[0-9a-f]{6}", self._background_hex()):
+        background = _COLOURS.get(self.background.lower(), self.background.lower())
+        if not re.fullmatch("#[0-9a-f]{6}", background):
             raise UserError(f"background must be white, black or #rrggbb; got '{self.background}'. Use white.")
+        object.__setattr__(self, "background", background)
         if self.min_size < 0:
             raise UserError(f"min-size must be at least 0 pixels; got {self.min_size}. Leave it out to take all.")
-        default = {field.name: field.default for field in fields(Recipe)}
-        for name, encodings in (("quality", ("jpeg", "webp")), ("subsampling", ("jpeg",))):
-            if self.encode not in encodings and getattr(self, name) != default[name]:
+        for name, encodings in _ENCODINGS_WITH.items():
+            if self.encode not in encodings and getattr(self, name) != getattr(Recipe, name):
                 raise UserError(
                     f"{name} must be left out unless encode is {' or '.join(encodings)}; "
                     f"got {getattr(self, name)} with {self.encode}. Leave it out, or use --encode jpeg."
                 )
 
-    @property
-    def background_rgb(self) -> tuple[int, int, int]:
-        """The background's red, green and blue, 0 to 255."""
-        red, green, blue = bytes.fromhex(self._background_hex()[1:])
-        return red, green, blue
-
     def describe(self) -> dict[str, Any]:
         """The settings in the form that `shardset.json` records: equal for recipes that make equal samples."""
         # What the other settings reject already, min_size does not change.
         least = self.crop if isinstance(self.crop, int) else 1 if self.upscale or self.crop == "pad" else self.size
-        return {
-            "size": self.size,
-            "crop": self.crop,
-            "encode": self.encode,
-            "quality": self.quality if self.encode in ("jpeg", "webp") else None,
-            "subsampling": self.subsampling if self.encode == "jpeg" else None,
-            "background": self._background_hex(),
-            "upscale": self.upscale,
-            "exact": self.exact,
-            "min_size": self.min_size if self.min_size > least else 0,
-        }
-
-    def _background_hex(self) -> str:
-        colour = self.background.lower()
-        return _COLOURS.get(colour, colour)
+        settings = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        settings |= {name: None for name, encodings in _ENCODINGS_WITH.items() if self.encode not in encodings}
+        return settings | {"min_size": self.min_size if self.min_size > least else 0}
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A part of a photo as it is stored, and the size that it is resized to.
+class Frame(NamedTuple):
+    """The part of a photo as it is stored that a sample shows, and the size in pixels that it is resized to.
 
-    It lies in the centre, so cropping and resizing come before turning the photo upright, which takes the fewest pixels
-    then. Of an odd remainder the right or the bottom of what is stored has one pixel more: half a pixel would blur all,
-    and the centre of a turned photo is off by one of its pixels at most.
+    It lies in the centre, and so can be cut out before the photo is turned upright. Of an odd remainder the right or
+    the bottom has one pixel more: half a pixel would blur all.
     """
 
     left: int
     top: int
     right: int
     bottom: int
-    """Edges in pixels of the whole photo."""
     width: int
     height: int
-    """Pixels after the resize; the sample's size, or less on one side if background fills the rest."""
 
     @property
     def shrink(self) -> float:
@@ -134,19 +114,15 @@ def frame_of(width: int, height: int, recipe: Recipe) -> Frame:
     size = recipe.size
     if min(width, height) < recipe.min_size:
         raise PhotoError("smaller than the minimum", f"{width}x{height}, the shorter side must have {recipe.min_size}")
-    wide, high = width, height
-    if recipe.crop == "center":
-        wide = high = min(width, height)
-    elif isinstance(recipe.crop, int):
-        wide = high = recipe.crop
-        if recipe.crop > min(width, height):
-            raise PhotoError("smaller than the crop", f"{width}x{height}, the crop is {recipe.crop}")
-    longest = max(wide, high)
-    enlarged = longest < size if recipe.crop == "pad" else min(wide, high) < size
-    if enlarged and not recipe.upscale:
+    decisive = max(width, height) if recipe.crop == "pad" else min(width, height)
+    if isinstance(recipe.crop, int) and recipe.crop > decisive:
+        raise PhotoError("smaller than the crop", f"{width}x{height}, the crop is {recipe.crop}")
+    if decisive < size and not recipe.upscale:
         raise PhotoError("smaller than the target", f"{width}x{height}, the target is {size}")
-    left, top = (width - wide) // 2, (height - high) // 2
-    inner_width = inner_height = size
     if recipe.crop == "pad":
-        inner_width, inner_height = max(1, round(wide * size / longest)), max(1, round(high * size / longest))
-    return Frame(left, top, left + wide, top + high, inner_width, inner_height)
+        return Frame(0, 0, width, height, *(max(1, round(side * size / decisive)) for side in (width, height)))
+    if recipe.crop == "stretch":
+        return Frame(0, 0, width, height, size, size)
+    square = recipe.crop if isinstance(recipe.crop, int) else decisive
+    left, top = (width - square) // 2, (height - square) // 2
+    return Frame(left, top, left + square, top + square, size, size)

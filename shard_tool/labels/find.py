@@ -13,6 +13,7 @@ WebDataset refuse sets where only some samples have a field, and a guessed split
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -98,32 +99,30 @@ def find_labels(source: Source, wanted: str | None) -> Labels:
     `wanted` is the path of a table, `FOLDERS`, or None for the tables that lie beside the photos and the source itself.
     Raises `UserError` where a table is malformed, missing, or about other photos.
     """
-    notes: list[str] = []
+    said: list[str] = []
     if wanted == FOLDERS:
         found = Labels(*class_folders(source.listing), None, ())
     elif wanted is not None:
         found = _tables(_read(source.listing, Path(wanted)), found=False)
     else:
-        found = _find_metadata(source)
-        attributes = _find(source, ATTRIBUTES_FILES, notes)
-        if attributes is None:
-            found = found._replace(labels=found.labels or _known_labels(source.known))
-        else:
+        found, known = _find_metadata(source), source.known
+        labels = found.labels or _known_table(known, known.values, known.attributes)
+        labels = labels or _known_table(known, known.class_of, (), known.classes)
+        if (celeba := _find(source, ATTRIBUTES_FILES, said)) is not None:
+            labels = _attributes(celeba, range(len(celeba.parsed.columns)))
             if found.labels is not None:
-                notes.append(f"the labels in {found.labels.where} do not count beside {attributes.parsed.where}")
-            found = found._replace(labels=_attributes(attributes, range(len(attributes.parsed.columns))))
+                said.append(f"the labels in {found.labels.where} do not count beside {celeba.parsed.where}")
+        found = found._replace(labels=labels)
     if found.partition is None:
-        found = found._replace(partition=_partition(source, notes))
+        found = found._replace(partition=_partition(source, said))
     release_memory()  # A large table leaves more behind than it is.
-    return found._replace(notes=(*found.notes, *notes))
+    return found._replace(notes=(*found.notes, *said))
 
 
-def _partition(source: Source, notes: list[str]) -> Table | None:
-    """The split of each photo as a number into `SPLITS`, in CelebA's table or in the source itself."""
-    found = _find(source, PARTITION_FILES, notes)
+def _partition(source: Source, said: list[str]) -> Table | None:
+    found = _find(source, PARTITION_FILES, said)
     if found is None:
-        splits = source.known.split_of
-        return None if splits is None else _known_table(source.known, splits[:, None], ("partition",))
+        return _known_table(source.known, source.known.split_of, ("partition",))
     columns = len(found.parsed.columns)
     if columns != 1:
         raise UserError(
@@ -133,18 +132,13 @@ def _partition(source: Source, notes: list[str]) -> Table | None:
     return found.table(("partition",), found.parsed.translate(0, _SPLIT_NUMBERS)[:, None])
 
 
-def _known_labels(known: Known) -> Table | None:
-    """The attributes or classes that lie in the source itself."""
-    if known.values is not None:
-        return _known_table(known, known.values, known.attributes)
-    if known.class_of is not None:
-        return _known_table(known, known.class_of[:, None], (), known.classes)
-    return None
-
-
 def _known_table(
-    known: Known, values: NDArray[np.integer[Any]], columns: tuple[str, ...], classes: tuple[str, ...] = ()
-) -> Table:
+    known: Known, values: NDArray[np.integer[Any]] | None, columns: tuple[str, ...], classes: tuple[str, ...] = ()
+) -> Table | None:
+    """What the source itself says of each photo: `values` are of shape [photos] or [photos, columns]."""
+    if values is None:
+        return None
+    values = values.reshape(len(values), -1)
     digest = hashlib.sha256("\0".join((*columns, *classes)).encode() + values.tobytes()).hexdigest()
     empty: NDArray[np.bool_] = values.min(axis=1) < 0
     rows = np.where(empty, NOT_LISTED, np.arange(len(values))).astype(np.int32)
@@ -156,8 +150,8 @@ def class_folders(listing: Listing) -> tuple[Table, Table | None]:
 
     Where these are all called train, val, test or the like, they are the splits, and the classes lie one folder deeper.
     """
-    depth, around = _shared_folders(listing)
-    partition = None
+    shared = os.path.commonprefix(list({tuple(path.split(b"/")[:-1]) for path in listing}))  # noqa: RUF071 (tuples)
+    depth, partition = len(shared), None
     names, numbers = _folder_names(listing, depth)
     splits = [_SPLIT_NAMES[name.lower()] for name in names if name.lower() in _SPLIT_NAMES]
     if len(set(splits)) > 1 and len(splits) < len(names):
@@ -170,7 +164,7 @@ def class_folders(listing: Listing) -> tuple[Table, Table | None]:
         partition = Table("a split folder", FOLDERS, _sha256_of(names), ("partition",), values, numbers)
         names, numbers = _folder_names(listing, depth + 1)
     if len(names) < 2:
-        one = names[0] if names else around
+        one = names[0] if names else printable(b"".join(shared[-1:]))
         raise UserError(
             f"labels by folders must find the photos in two folders or more; got {f'one, {one!r}' if one else 'none'}. "
             "Put each class into a folder of its own, or name a table with --labels PATH."
@@ -181,16 +175,6 @@ def class_folders(listing: Listing) -> tuple[Table, Table | None]:
 
 def _sha256_of(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _shared_folders(listing: Listing) -> tuple[int, str]:
-    """How many folders deep the first place is where the photos part, and the name of the folder around them."""
-    shared = listing[0].split(b"/")[:-1]
-    for path in listing:
-        folders = path.split(b"/")[:-1]
-        while folders[: len(shared)] != shared:
-            shared.pop()
-    return len(shared), printable(shared[-1]) if shared else ""
 
 
 def _folder_names(listing: Listing, depth: int) -> tuple[list[str], NDArray[np.int32]]:
@@ -225,13 +209,11 @@ class _Matched:
     @property
     def strangers(self) -> tuple[str, ...]:
         """A line about rows that name no photo, if there are any."""
-        rows = np.flatnonzero(self.photo_of == NOT_LISTED)
-        if not len(rows):
+        rows = np.flatnonzero(self.photo_of == NOT_LISTED).tolist()
+        if not rows:
             return ()
-        first = f"'{printable(self.parsed.names[int(rows[0])])}' in {self.parsed.place(int(rows[0]))}"
-        if len(rows) == 1:
-            return (f"1 row of {self.parsed.where} names no photo: {first}",)
-        return (f"{len(rows):,} rows of {self.parsed.where} name no photo, the first {first}",)
+        first = f"'{printable(self.parsed.names[rows[0]])}' in {self.parsed.place(rows[0])}"
+        return (f"rows of {self.parsed.where} that name no photo: {len(rows):,}, the first {first}",)
 
     def table(self, columns: tuple[str, ...], values: NDArray[np.integer[Any]], classes: tuple[str, ...] = ()) -> Table:
         """The part of it that says one thing of each photo; a row with a negative value says nothing."""
@@ -246,7 +228,7 @@ class _Matched:
         return Table(self.file_name, self.parsed.where, self.parsed.sha256, columns, values, rows, classes, empty)
 
 
-def _find(source: Source, file_names: Iterable[str], notes: list[str]) -> _Matched | None:
+def _find(source: Source, file_names: Iterable[str], said: list[str]) -> _Matched | None:
     """The first of CelebA's tables that is about the photos of `source`."""
     for file_name in file_names:
         candidates = source.side_files(file_name)
@@ -257,37 +239,34 @@ def _find(source: Source, file_names: Iterable[str], notes: list[str]) -> _Match
                 "Move the others away, or make shards of one folder at a time."
             )
         for candidate in candidates:
-            found = _match([(candidate, "")], file_name, source.listing)
+            found = _match([candidate], source.listing)
             if found.fits:
-                notes.extend(found.strangers)
+                said.extend(found.strangers)
                 return found
-            if candidate.inside:
+            if candidate.inside:  # One in some folder above may be about other photos.
                 raise _about_others(candidate.where, source.listing)
-            # A table in some folder above, about other photos.
     return None
 
 
 def _find_metadata(source: Source) -> Labels:
     """What the tables among the photos say that others than CelebA name so; those that are something else are noted."""
-    notes: list[str] = []
+    said: list[str] = []
     for file_names in METADATA_FILES:
         files = [file for file_name in file_names for file in source.side_files(file_name) if file.inside]
         if not files:
             continue
-        found = _match(
-            [(file, file.folder) for file in files], files[0].where.rpartition("/")[2], source.listing, found=True
-        )
-        notes += [f"passed over: {why}" for why in found.parsed.foreign]
-        if found.fits:
-            tables = _tables(found, found=True)
-            return tables._replace(notes=(*notes, *tables.notes))
-        notes.extend(found.strangers)
-    return Labels(None, None, None, tuple(notes))
+        matched = _match(files, source.listing, metadata=True)
+        said += [f"passed over: {why}" for why in matched.parsed.foreign]
+        if matched.fits:
+            tables = _tables(matched, found=True)
+            return tables._replace(notes=(*said, *tables.notes))
+        said.extend(matched.strangers)
+    return Labels(None, None, None, tuple(said))
 
 
 def _read(listing: Listing, path: Path) -> _Matched:
     try:
-        found = _match([(SideFile(str(path), inside=True, open=lambda: path.open("rb")), "")], path.name, listing)
+        found = _match([SideFile(str(path), inside=True, open=lambda: path.open("rb"))], listing)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         what = "a folder" if isinstance(error, IsADirectoryError) else "which does not exist"
         raise UserError(
@@ -309,41 +288,36 @@ def _about_others(where: str, listing: Listing) -> UserError:
 
 def _tables(matched: _Matched, *, found: bool) -> Labels:
     """What the columns of a table mean. With `found`, nobody asked for it, and what is no label is carried along."""
-    parsed = matched.parsed
+    parsed, said = matched.parsed, list(matched.strangers)
+    columns = list(range(len(parsed.columns)))
     meanings = _SPLIT_NAMES | _SPLIT_NUMBERS
-    columns = range(len(parsed.columns))
+    partition = label = None
     split = next((column for column in columns if _is_split(matched, column)), None)
-    partition = None
     if split is not None and (not found or set() < parsed.lower_words(split) <= set(meanings)):
         partition = matched.table(("partition",), parsed.translate(split, meanings)[:, None])
-    rest = [column for column in columns if partition is None or column != split]
-    notes = list(matched.strangers)
-    if parsed.notes is None:
-        if len(rest) == 1 and _is_class(parsed, rest[0]):
-            return Labels(_classes(matched, rest[0]), partition, None, tuple(notes))
-        return Labels(_attributes(matched, rest) if rest else None, partition, None, tuple(notes))
-    label = next((column for column in rest if parsed.columns[column].lower() in CLASS_COLUMNS), None)
-    if label is None and not found and len(rest) == 1 and _is_class(parsed, rest[0]):
-        label = None if parsed.columns[rest[0]].lower() in TEXT_COLUMNS else rest[0]
-    why = _why_no_classes(parsed, label) if found and label is not None else ""
-    if why:
-        notes.append(f"'{parsed.columns[label or 0]}' of {parsed.where} is carried along, and no label: it has {why}")
-    labels, used = None, list[int]()
-    if label is not None and not why:
-        labels, used = _classes(matched, label), [label]
-    else:
-        used = [column for column in rest if column != label and set() < parsed.lower_words(column) <= set(BITS)]
-        labels = _attributes(matched, used) if used else None
-    return Labels(labels, partition, _carried(matched, [column for column in rest if column not in used]), tuple(notes))
+        columns.remove(split)
+    used = columns
+    if parsed.notes is not None:
+        label = next((column for column in columns if parsed.columns[column].lower() in CLASS_COLUMNS), None)
+        used = [column for column in columns if column != label and set() < parsed.lower_words(column) <= set(BITS)]
+    if label is None and not found and len(columns) == 1 and _is_class(parsed, columns[0]):
+        label = columns[0]
+    if found and label is not None and (why := _why_no_classes(parsed, label)):
+        said.append(f"'{parsed.columns[label]}' of {parsed.where} is carried along, and no label: it has {why}")
+        label = None
+    labels = _attributes(matched, used) if label is None else _classes(matched, label)
+    carried = _carried(matched, [column for column in columns if column not in (used if label is None else [label])])
+    return Labels(labels, partition, carried, tuple(said))
 
 
 def _carried(matched: _Matched, columns: list[int]) -> Carried | None:
-    names = [matched.parsed.columns[column] for column in columns]
-    text = next((name for wanted in TEXT_COLUMNS for name in names if name.lower() == wanted), None)
-    if not names or matched.parsed.notes is None:
+    parsed = matched.parsed
+    if not columns or parsed.notes is None:
         return None
+    names = [parsed.columns[column] for column in columns]
+    text = next((name for wanted in TEXT_COLUMNS for name in names if name.lower() == wanted), None)
     fields = tuple(name for name in names if name != text)
-    return Carried(matched.parsed.notes, matched.row_of, text, fields, matched.parsed.sha256)
+    return Carried(parsed.notes, matched.row_of, text, fields, parsed.sha256)
 
 
 def _is_split(matched: _Matched, column: int) -> bool:
@@ -354,35 +328,35 @@ def _is_split(matched: _Matched, column: int) -> bool:
 
 
 def _is_class(parsed: Parsed, column: int) -> bool:
-    """A column of 0 and 1 is classes if it is called so, and an attribute if not."""
+    """Whether the only column is classes; one of 0 and 1 is attributes if it is not called so, a caption is neither."""
     name = parsed.columns[column].lower()
+    if parsed.notes is not None and name in TEXT_COLUMNS:
+        return False
     return not name or name in CLASS_COLUMNS or not parsed.lower_words(column) <= set(BITS)
 
 
-def _attributes(matched: _Matched, columns: Sequence[int]) -> Table:
+def _attributes(matched: _Matched, columns: Sequence[int]) -> Table | None:
     names = tuple(matched.parsed.columns[column] for column in columns)
     if not all(names):
         raise UserError(
             f"{matched.parsed.where} must have a name for each attribute; got a column without. Name it, or remove it."
         )
-    values = np.empty((len(matched.parsed.lines), len(columns)), np.int8)
-    for place, column in enumerate(columns):
-        values[:, place] = matched.parsed.translate(column, BITS)
-    return matched.table(names, values)
+    values = [matched.parsed.translate(column, BITS) for column in columns]
+    return matched.table(names, np.stack(values, 1)) if values else None
 
 
 def _classes(matched: _Matched, column: int) -> Table:
     """Classes in the order of their numbers where all names are numbers, else of their names; -1 and nothing: none."""
     parsed = matched.parsed
-    why = _why_no_classes(parsed, column)
-    if why:
+    if why := _why_no_classes(parsed, column):
         name = f" in column '{parsed.columns[column]}'" if parsed.columns[column] else ""
         raise UserError(
             f"{parsed.where} must hold classes{name}; got {why}. Leave that column out, or name another table."
         )
     words = _class_names(parsed, column)
-    by_number = all(word.isdecimal() for word in words if word is not None)
-    names = sorted({word for word in words if word is not None}, key=lambda word: (int(word) if by_number else 0, word))
+    names = sorted({word for word in words if word is not None})
+    if all(map(str.isdecimal, names)):
+        names.sort(key=int)
     number_of: dict[str | None, int] = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of.get(word, -1) for word in words], np.int32)
     return matched.table((), numbers[parsed.codes[column]][:, None], tuple(names))
@@ -404,9 +378,8 @@ def _why_no_classes(parsed: Parsed, column: int) -> str:
         return "none in any line"
     if parsed.notes is not None and any(name[0] in "[{" for name in names):
         return "lists, as vectors"
-    if all(re.fullmatch(r"-?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", name) for name in names) and not all(
-        re.fullmatch(r"-?[0-9]+", name) for name in names
-    ):
+    are_numbers = all(re.fullmatch(r"-?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", name) for name in names)
+    if are_numbers and re.search("[.eE]", "".join(names)):
         return "numbers with a fraction"
     longest = max((name for name in names if name.isdecimal()), key=lambda name: (len(name), name), default="0")
     if len(longest) > 18 or int(longest) >= MOST_CLASSES:
@@ -417,15 +390,22 @@ def _why_no_classes(parsed: Parsed, column: int) -> str:
     return ""
 
 
-def _match(files: Sequence[tuple[SideFile, str]], file_name: str, listing: Listing, *, found: bool = False) -> _Matched:
+def _match(files: Sequence[SideFile], listing: Listing, *, metadata: bool = False) -> _Matched:
     """Parse tables and find the photo of each row; `UserError` where two rows say different things of one photo."""
-    parsed = parse_tables(files, lambda name: _is_photo(name, listing), found=found)
+    parsed = parse_tables(files, lambda name: _is_photo(name, listing), metadata=metadata)
     photo_of = _photos_of_rows(parsed, listing)
-    _check_repeated(parsed, photo_of)
-    rows = np.flatnonzero(photo_of != NOT_LISTED)
+    rows = np.argsort(photo_of, kind="stable")
+    rows = rows[photo_of[rows] != NOT_LISTED]
+    again = np.flatnonzero(photo_of[rows[1:]] == photo_of[rows[:-1]])
+    for one, other in zip(rows[again].tolist(), rows[again + 1].tolist(), strict=True):
+        if parsed.differ(one, other):
+            raise UserError(
+                f"{parsed.where} must say one thing of each photo; got {parsed.place(one)} and {parsed.place(other)}, "
+                "which name the same photo and differ. Remove one of them."
+            )
     row_of = np.full(len(listing), NOT_LISTED, np.int32)
     row_of[photo_of[rows]] = rows
-    return _Matched(file_name, parsed, photo_of, row_of)
+    return _Matched(files[0].where.rpartition("/")[2], parsed, photo_of, row_of)
 
 
 def _is_photo(name: str, listing: Listing) -> bool:
@@ -438,71 +418,39 @@ def _is_photo(name: str, listing: Listing) -> bool:
 def _photos_of_rows(parsed: Parsed, listing: Listing) -> NDArray[np.int32]:
     """[rows] The photo that each row names, or `NOT_LISTED`."""
     photo_of = np.full(len(parsed.names), NOT_LISTED, np.int32)
+
+    def place(rows: NDArray[np.int64], given: NDArray[np.uint64], photos: NDArray[np.uint64]) -> None:
+        named = np.isin(np.arange(len(listing)), photo_of)
+        order = np.argsort(photos, kind="stable")
+        first = np.searchsorted(photos[order], given)
+        count = np.searchsorted(photos[order], given, side="right") - first
+        photo_of[rows[count == 1]] = order[first[count == 1]]
+        for several in np.flatnonzero(count > 1).tolist():
+            row, candidates = int(rows[several]), order[first[several] : first[several] + count[several]]
+            unnamed = candidates[~named[candidates]]
+            if len(unnamed) != 1:
+                one, other = (printable(listing[int(item)]) for item in candidates[:2])
+                raise UserError(
+                    f"{parsed.where} must name each photo by its path if others are called the same; got "
+                    f"'{printable(parsed.names[row])}' in {parsed.place(row)}, which may be '{one}' or '{other}'. "
+                    "Write the path into the table, or make shards of one of these photos."
+                )
+            photo_of[row] = unnamed[0]
+
     for spell in (str, stem_of):
+        if (photo_of != NOT_LISTED).any():
+            break
         for fold in (str, str.casefold):
             rows = np.flatnonzero(photo_of == NOT_LISTED)
-            given = _hashes((parsed.names[row] for row in rows.tolist()), len(rows), spell, fold)
+            given = _hashes((parsed.names[row] for row in rows.tolist()), spell, fold)
             for whole in (True, False):
                 left = photo_of[rows] == NOT_LISTED
                 if left.any():
-                    paths = (path if whole else path.rpartition(b"/")[2] for path in listing)
-                    _place(
-                        parsed, listing, photo_of, rows[left], given[left], _hashes(paths, len(listing), spell, fold)
-                    )
-        if (photo_of != NOT_LISTED).any():
-            break
+                    photos = _hashes((path if whole else path.rpartition(b"/")[2] for path in listing), spell, fold)
+                    place(rows[left], given[left], photos)
     return photo_of
 
 
-def _hashes(
-    paths: Iterable[bytes], count: int, spell: Callable[[str], str], fold: Callable[[str], str]
-) -> NDArray[np.uint64]:
+def _hashes(paths: Iterable[bytes], spell: Callable[[str], str], fold: Callable[[str], str]) -> NDArray[np.uint64]:
     names = (fold(spell(clean_name(printable(path)))) for path in paths)
-    return np.fromiter((name_hash(name.encode()) for name in names), np.uint64, count)
-
-
-def _place(
-    parsed: Parsed,
-    listing: Listing,
-    photo_of: NDArray[np.int32],
-    rows: NDArray[np.int64],
-    given: NDArray[np.uint64],
-    photos: NDArray[np.uint64],
-) -> None:
-    """Note the photo of each of `rows` by their hashes and those of the `photos`; several must not be meant."""
-    named = np.isin(np.arange(len(listing)), photo_of)
-    order = np.argsort(photos, kind="stable")
-    first = np.searchsorted(photos[order], given)
-    count = np.searchsorted(photos[order], given, side="right") - first
-    photo_of[rows[count == 1]] = order[first[count == 1]]
-    for place in np.flatnonzero(count > 1).tolist():
-        row, candidates = int(rows[place]), order[first[place] : first[place] + count[place]]
-        unnamed = candidates[~named[candidates]]
-        if len(unnamed) != 1:
-            one, other = (printable(listing[int(item)]) for item in candidates[:2])
-            raise UserError(
-                f"{parsed.where} must name each photo by its path if others are called the same; got "
-                f"'{printable(parsed.names[row])}' in {parsed.place(row)}, which may be '{one}' or '{other}'. "
-                "Write the path into the table, or make shards of one of these photos."
-            )
-        photo_of[row] = unnamed[0]
-
-
-def _check_repeated(parsed: Parsed, photo_of: NDArray[np.int32]) -> None:
-    """A photo may stand in a table twice, if both lines say the same."""
-    order = np.argsort(photo_of, kind="stable")
-    first, second = order[:-1], order[1:]
-    same = (photo_of[first] == photo_of[second]) & (photo_of[first] != NOT_LISTED)
-    first, second = first[same], second[same]
-    if parsed.notes is not None:
-        pairs = zip(first.tolist(), second.tolist(), strict=True)
-        differ = np.array([parsed.notes[one] != parsed.notes[other] for one, other in pairs], np.bool_)
-    else:
-        differ = np.zeros(len(first), np.bool_)
-        for codes in parsed.codes:
-            differ |= codes[first] != codes[second]
-    for one, other in zip(first[differ].tolist(), second[differ].tolist(), strict=True):
-        raise UserError(
-            f"{parsed.where} must say one thing of each photo; got {parsed.place(one)} and {parsed.place(other)}, "
-            "which name the same photo and differ. Remove one of them."
-        )
+    return np.fromiter((name_hash(name.encode()) for name in names), np.uint64)

@@ -52,12 +52,14 @@ _MOST_CHARACTERS = 1 << 20
 MOST_WORDS = 1 << 14
 """Different cells of a column from which on it is neither classes nor attributes, if it could be text."""
 _BATCH = 1000
+_UNKNOWN = -2
 
+Rows = Iterator[tuple[int, list[str]]]
+"""The number of each line that is not blank, from 1, and its cells."""
 Row = list[str] | dict[str, object]
 """What a table says of a photo: the cells beside its name, or the fields of an object."""
 Records = Iterator[tuple[int, str, Row]]
 """The line of each photo, from 1, the photo's name, and its row."""
-
 
 NOT_LISTED = -1
 """In place of a row: the table says nothing of a photo."""
@@ -72,7 +74,6 @@ class Table:
     where: str
     """Path of the file, for messages; `FOLDERS` where no file says it."""
     sha256: str
-    """Of the file."""
     columns: tuple[str, ...]
     """Names of the attributes; `("partition",)` for splits; none for classes."""
     values: NDArray[np.integer[Any]]
@@ -95,19 +96,17 @@ class Parsed:
     """The content of one table, or of several that are one, as those of each folder."""
 
     files: tuple[str, ...]
-    """Paths, for messages."""
     starts: tuple[int, ...]
     """The first row of each file."""
     foreign: tuple[str, ...]
     """Why other files of that name are none."""
     sha256: str
-    """Of the files."""
     columns: tuple[str, ...]
     """Names of the columns but that of the photos; an empty one where the table has no line of them."""
     names: Listing
     """[rows] The photos' names."""
     lines: NDArray[np.uint32]
-    """[rows] The line of each row in its file."""
+    """[rows] The line of each in its file."""
     codes: tuple[NDArray[np.integer[Any]], ...]
     """[columns][rows] Numbers into `words`."""
     words: tuple[tuple[str, ...], ...]
@@ -125,48 +124,51 @@ class Parsed:
         file = f" of {self.files[bisect_right(self.starts, row) - 1]}" if len(self.files) > 1 else ""
         return f"{'entry' if self.files[0].endswith('.json') else 'line'} {self.lines[row]}{file}"
 
+    def differ(self, row: int, other: int) -> bool:
+        """Whether two rows say different things."""
+        if self.notes is not None:
+            return self.notes[row] != self.notes[other]
+        return any(codes[row] != codes[other] for codes in self.codes)
+
     def lower_words(self, column: int) -> set[str]:
-        """The different cells of one column, in small letters; without those that are empty."""
+        """The different cells of one column, in small letters, without the empty one."""
         return {word.lower() for word in self.words[column]} - {""}
 
     def translate(self, column: int, meanings: Mapping[str, int]) -> NDArray[np.int8]:
         """[rows] What the cells of one column mean, in any case of letters; -1: empty. `UserError` for any other."""
-        known = np.array([meanings.get(word.lower(), -1) for word in self.words[column]], np.int8)
-        odd = np.array([bool(word) and word.lower() not in meanings for word in self.words[column]], np.bool_)
-        codes = self.codes[column]
-        unknown = np.flatnonzero(odd[codes])
+        codes, words = self.codes[column], self.words[column]
+        meaning_of = {"": -1, **meanings}
+        numbers = np.array([meaning_of.get(word.lower(), _UNKNOWN) for word in words], np.int8)
+        values: NDArray[np.int8] = numbers[codes]
+        unknown = np.flatnonzero(values == _UNKNOWN)
         if len(unknown):
-            word, name = self.words[column][codes[unknown[0]]], self.columns[column]
+            name = f" in column '{self.columns[column]}'" if self.columns[column] else ""
             raise UserError(
-                f"{self.where} must hold {', '.join(meanings)} only{f' in column {name!r}' if name else ''}; got "
-                f"{word[:60]!r} in {self.place(int(unknown[0]))}. Repair or remove that line, or leave the column out."
+                f"{self.where} must hold {', '.join(meanings)} only{name}; got {words[codes[unknown[0]]][:60]!r} in "
+                f"{self.place(int(unknown[0]))}. Repair or remove that line, or leave the column out."
             )
-        values: NDArray[np.int8] = known[codes]
         return values
 
 
-def parse_tables(
-    files: Sequence[tuple[SideFile, str]], is_photo: Callable[[str], bool], *, found: bool = False
-) -> Parsed:
-    """Read whole tables as one, each with the folder that its names are relative to (`a/`).
+def parse_tables(files: Sequence[SideFile], is_photo: Callable[[str], bool], *, metadata: bool) -> Parsed:
+    """Read whole tables as one. A first line whose name `is_photo` may be no line of column names.
 
-    A first line whose name `is_photo` may be no line of column names. With `found`, nobody has named these files, and
-    those that are something else are passed over and listed in `foreign`.
-
+    Names in `metadata` are relative to its folder; files that are called so and are something else are passed over.
     Raises `UserError` where a table is malformed, with the line.
     """
     columns: dict[str, _Column] = {}
     names, lines, starts, foreign = list[bytes](), array("I"), dict[str, int](), list[str]()
     notes: Notes | None = None
     digest = hashlib.sha256()
-    for file, folder in files:
+    for file in files:
+        folder = file.folder if metadata else ""
         with file.open() as binary:
             try:
                 titles, rich, records = _records(_HashingReader(binary, digest), file.where, is_photo)
-                if found and not rich:
+                if metadata and not rich:
                     raise UserError(f"{file.where} must have a column '{FILE_NAME}'; got {', '.join(titles)[:99]}.")
             except UserError as error:
-                if not found:
+                if not metadata:
                     raise
                 foreign.append(str(error))
                 continue
@@ -198,9 +200,8 @@ def parse_tables(
 
 
 def _by_column(titles: list[str], rows: list[Row]) -> dict[str, Iterable[object]]:
-    cells = [row for row in rows if isinstance(row, list)]
-    if cells:
-        return dict(zip(titles, zip(*cells, strict=True), strict=True))
+    if titles:  # Objects have none.
+        return dict(zip(titles, zip(*rows, strict=True), strict=True))
     records = [row for row in rows if isinstance(row, dict)]
     return {title: [row.get(title) for row in records] for title in dict.fromkeys(itertools.chain(*records))}
 
@@ -215,7 +216,7 @@ class _Column:
     def add(self, row: int, values: Iterable[object], most: int | None) -> None:
         """The cells from `row` on; where earlier ones are missing, they are empty. `most` words get a number."""
         words = [""] * (row - len(self._codes))
-        words += [value if isinstance(value, str) else _word(value) for value in values]
+        words += [value if isinstance(value, str) else "" if value is None else json.dumps(value) for value in values]
         for word in dict.fromkeys(words):
             if most is None or len(self.numbers) < most:
                 self.numbers.setdefault(word, len(self.numbers))
@@ -224,13 +225,8 @@ class _Column:
         self._codes.extend([self.numbers.get(word, 0) for word in words])
 
     def all(self, rows: int) -> NDArray[np.integer[Any]]:
-        """[rows] The number of each word."""
         self.add(rows, (), None)
         return np.frombuffer(self._codes, self._codes.typecode)
-
-
-def _word(value: object) -> str:
-    return "" if value is None else json.dumps(value)
 
 
 def clean_name(cell: str) -> str:
@@ -324,31 +320,22 @@ def _finite(text: str) -> float | None:
     return float(text) if math.isfinite(float(text)) else None
 
 
-Rows = Iterator[tuple[int, list[str]]]
-"""The number of each line that is not blank, from 1, and its cells."""
-
-
 def _cells(lines: Iterator[str], where: str) -> Rows:
     """All lines, cut where the first one shows it: at commas, tabs or semicolons, else at blanks."""
-    head = []
-    for line in lines:
-        head.append(line)
-        if line.strip():
-            break
-    first = head[-1] if head else ""
-    named = re.fullmatch("sep=([,;\t])\\s*", first)  # Excel's; the line stays blank, so that lines keep their numbers.
-    every = itertools.chain([*head[:-1], "\n"] if named else head, lines)
-    between = named[1] if named else max(",\t;", key=first.count)
-    if between not in first:
-        return ((number, line.split()) for number, line in enumerate(every, 1) if line.strip())
-    tidy = (_BLANKS_AFTER_QUOTE.sub('"', line) if '" ' in line else line for line in every)
+    lines, ahead = itertools.tee(lines)
+    first = next(filter(str.strip, ahead), "")
+    del ahead  # It would hold all lines.
+    named = re.fullmatch("sep=([,;\t])\\s*", first)  # Excel's; it is no row.
+    comma = named[1] if named else max(",\t;", key=first.count)
+    if comma not in first:
+        yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
+        return
+    tidy = (_BLANKS_AFTER_QUOTE.sub('"', line) if '" ' in line else line for line in lines)
     # Strict: a quote that nobody closed would take the lines behind it into its cell.
-    return _csv_cells(csv.reader(tidy, delimiter=between, skipinitialspace=True, strict=True), where)
-
-
-def _csv_cells(reader: "csv._reader", where: str) -> Rows:  # type: ignore[name-defined]
+    reader = csv.reader(tidy, delimiter=comma, skipinitialspace=True, strict=True)
+    rows = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
     try:
-        yield from ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+        yield from itertools.islice(rows, 1 if named else 0, None)
     except csv.Error as error:
         raise UserError(f"{where} must be csv; got '{error}' in line {reader.line_num}. Repair that line.") from None
 
@@ -357,27 +344,27 @@ def _titles(rows: Rows, where: str, is_photo: Callable[[str], bool]) -> tuple[li
     """The names of the columns, the rows of photos, and how many the table says there are."""
     number, first = next(rows, (1, [""]))
     titles = [cell.strip() for cell in first]
-    count = None
+    count, odd = None, ""
     if len(first) == 1 and re.fullmatch("[0-9]{1,9}", titles[0]):  # CelebA's own: nothing stands over the first column.
         number, names = next(rows, (number, []))
         titles, count = ["", *names], int(titles[0])
-    elif len(first) < 2:
-        raise UserError(
-            f"{where} must begin with a line of column names; got {first[0][:60]!r} in line {number}. "
-            "Repair it or move it away."
-        )
+    elif len(first) == 1:
+        odd = f"{titles[0][:60]!r}"
     else:
         ahead = list(itertools.islice(rows, _BATCH))
         rows = itertools.chain(ahead, rows)
         has_titles = _are_titles(titles, [row for _, row in ahead], is_photo)
-        if has_titles is None or (not has_titles and len(first) > 2):
-            what = f"the photo '{titles[0]}'" if has_titles is False else f"{titles[:3]}, which may also be a photo,"
-            raise UserError(
-                f"{where} must begin with a line of column names; got {what} in line {number}. "
-                f"Write a name for each column above it, as '{FILE_NAME},label'."
-            )
-        if not has_titles:
+        if has_titles is None:
+            odd = f"{titles[:3]}, which may also be a photo,"
+        elif not has_titles and len(first) > 2:
+            odd = f"the photo '{titles[0]}'"
+        elif not has_titles:
             return ["", ""], itertools.chain([(number, first)], rows), None
+    if odd:
+        raise UserError(
+            f"{where} must begin with a line of column names; got {odd} in line {number}. "
+            f"Write a name for each column above it, as '{FILE_NAME},label', or move the file away."
+        )
     if len(set(titles)) < len(titles):
         raise UserError(
             f"{where} must name each column once; got a name twice in line {number}. Repair it or move it away."
@@ -390,29 +377,22 @@ def _are_titles(first: list[str], rows: list[list[str]], is_photo: Callable[[str
     name, cells = clean_name(first[0]), [cell.lower() for cell in first[1:]]
     if extension_of(name) in IMAGE_EXTENSIONS:
         return False
-    columns = [{row[place].strip().lower() for row in rows if len(row) > place} for place in range(1, len(first))]
     known = bool(_NAME_COLUMNS.fullmatch(name.lower()))
     titled = not {FILE_NAME, *CLASS_COLUMNS, *SPLIT_COLUMNS, *TEXT_COLUMNS}.isdisjoint(cells)
     # A word that stands in its column again is a class, an attribute or a split of photos.
-    again = all(cell in column for cell, column in zip(cells, columns, strict=True))
+    again = all(
+        any(cell == row[place].strip().lower() for row in rows if len(row) > place)
+        for place, cell in enumerate(cells, 1)
+    )
     if not is_photo(name):
         return known or titled or not (again or name.isdecimal())
     if again:
         return False
-    stem = name.lower()
-    named_again = any(stem_of(clean_name(row[0])).lower() == stem for row in rows)
-    if titled or named_again:
+    names = [clean_name(row[0]) for row in rows]
+    if titled or (known and len(cells) > 1) or any(stem_of(other).lower() == name.lower() for other in names):
         return True
-    pairs = zip(cells, columns, strict=True)
-    numbers = any(column and all(map(_is_number, column)) and not _is_number(cell) for cell, column in pairs)
-    extensions = any(extension_of(row[0].strip()) in IMAGE_EXTENSIONS for row in rows)
-    if known:
-        return True if numbers or extensions else None
-    return None if numbers or extensions else False
-
-
-def _is_number(cell: str) -> bool:
-    return cell in BITS or bool(re.fullmatch(r"-?\d+(\.\d+)?", cell))
+    numbered = name.isdecimal() and not any(extension_of(other) in IMAGE_EXTENSIONS for other in names)
+    return False if numbered else None
 
 
 def _table_records(width: int, place: int, rows: Rows, count: int | None, where: str) -> Records:
@@ -423,9 +403,8 @@ def _table_records(width: int, place: int, rows: Rows, count: int | None, where:
                 f"{where} must have {width} columns in every line; got {len(row)} in line {line}. "
                 "Repair or remove that line."
             )
-        name = row.pop(place)
         photos += 1
-        yield line, name, row
+        yield line, row.pop(place), row
     if count is not None and count != photos:
         raise UserError(
             f"{where} must have as many lines of photos as its first line says, {count:,}; got {photos:,}. "

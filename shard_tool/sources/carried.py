@@ -6,24 +6,26 @@ A json of our own layout becomes attributes and labels again. Everything else is
 written: memory is 8 bytes for each input.
 """
 
+import functools
 import json
 import posixpath
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.sources.protocol import MOST_CLASSES, Known
+from shard_tool.sources.listing import compact
+from shard_tool.sources.protocol import MOST_CLASSES, Known, SideFile
 from shard_tool.sources.ranges import Scratch
 
 SIDECARS = (".json", ".cls", ".txt")
-MAX_SIDECAR_BYTES = 1 << 20
-"""Larger ones are no labels, and are passed over."""
+MAX_SIDECAR = 1 << 20
+"""Bytes; larger ones are no labels, and are passed over."""
 _MOST_FIELDS = 256
 """Fields of all jsons together up to which every sample gets all of them, missing ones as null."""
 
@@ -56,6 +58,15 @@ def follow(links: Mapping[str, str], path: str) -> str:
     return ""
 
 
+def side_files(
+    where: str, tables: Iterable[str], file_name: str, open_table: Callable[[str], BinaryIO]
+) -> list[SideFile]:
+    """Those of the `tables` in an archive that are called `file_name`, the least deep first."""
+    found = [path for path in tables if path.rpartition("/")[2] == file_name]
+    found.sort(key=lambda path: (path.count("/"), path))
+    return [SideFile(f"{where}/{path}", True, functools.partial(open_table, path), path) for path in found]
+
+
 class Notes:
     """One small dictionary for each input, on disk."""
 
@@ -80,69 +91,56 @@ class Collector:
 
     def __init__(self) -> None:
         self._notes = Notes()
-        self._count = 0
-        self._attributes: tuple[str, ...] | None = None
-        self._values = array("b")
         self._labels: list[Label] = []
+        self._attributes: tuple[str, ...] = ()
+        self._values = array("b")
         self._fields: dict[str, None] = {}
         self._texts = False
 
     def add(self, photos: int, sidecars: Mapping[str, bytes]) -> None:
         """Note that the next `photos` inputs have these files beside them, by one of `SIDECARS`."""
-        note, attributes, label = self._read(sidecars)
-        for _ in range(photos):
-            self._notes.append(note)
-            self._add_attributes(attributes)
-            if label is not None and not self._labels:
-                self._labels = [None] * self._count
-            if label is not None or self._labels:
-                self._labels.append(label)
-            self._count += 1
-
-    def known(self, where: str, order: NDArray[np.int64]) -> Known:
-        """Labels of the inputs, where input i is the photo number `order[i]` of those that were added."""
-        names = self._attributes or ()
-        values = np.frombuffer(self._values, np.int8).reshape(-1, len(names))[order] if names else None
-        remedy = "Leave out the files that hold them: --exclude '*.cls', or '*.json'"
-        classes, class_of = number_classes(self._labels, order, where, remedy)
-        return Known(where, names, values, classes, class_of)
-
-    def carried(self, number: int) -> dict[str, object]:
-        """What is left of the sidecars of photo `number`; the same fields for every photo."""
-        note = self._notes[number] if self._count else {}
-        found: dict[str, object] = {"text": note.get("text")} if self._texts else {}
-        if self._fields:
-            original = note.get("original", {})
-            pad = dict.fromkeys(self._fields) if len(self._fields) <= _MOST_FIELDS else {}
-            found["original"] = {**pad, **original}
-        return found
-
-    def _read(self, sidecars: Mapping[str, bytes]) -> tuple[dict[str, object], Any, Label]:
-        note: dict[str, object] = {}
-        attributes = label = None
-        if ".json" in sidecars:
-            content = _parse(sidecars[".json"])
-            attributes = content.pop("attributes") if _are_attributes(content.get("attributes")) else None
-            if (label := label_of(content.get("label"))) is not None:
-                del content["label"]
-            if content:
-                note["original"] = content
-                self._fields.update(dict.fromkeys(content))
+        content = _parse(sidecars.get(".json", b"{}"))
+        attributes: dict[str, int] = {}
+        given = content.get("attributes")
+        if given and isinstance(given, dict) and all(number in (0, 1) for number in given.values()):
+            attributes = content.pop("attributes")
+        if (label := label_of(content.get("label"))) is not None:
+            del content["label"]
         if ".cls" in sidecars:
             label = label_of(_text(sidecars[".cls"]))
+        note: dict[str, object] = {"original": content} if content else {}
+        self._fields.update(dict.fromkeys(content))
         if ".txt" in sidecars:
             note["text"] = _text(sidecars[".txt"])
             self._texts = True
-        return note, attributes, label
-
-    def _add_attributes(self, attributes: dict[str, int] | None) -> None:
-        if attributes and self._attributes is None:
+        if not self._attributes:
             self._attributes = tuple(attributes)
-            self._values.extend([-1] * (len(attributes) * self._count))
-        if self._attributes is not None:
-            same = attributes is not None and attributes.keys() == set(self._attributes)
-            row = [attributes[name] if same and attributes else -1 for name in self._attributes]
-            self._values.extend(map(int, row))
+            self._values.extend([-1] * (len(attributes) * len(self._labels)))
+        same = attributes.keys() == set(self._attributes)
+        row = [int(attributes[name]) if same else -1 for name in self._attributes]
+        for _ in range(photos):
+            self._notes.append(note)
+            self._labels.append(label)
+            self._values.extend(row)
+
+    def known(self, where: str, order: NDArray[np.int64]) -> Known:
+        """Labels of the inputs, where input i is the photo number `order[i]` of those that were added."""
+        names = self._attributes
+        values = np.frombuffer(self._values, np.int8).reshape(-1, len(names))[order] if names else None
+        remedy = "Leave out the files that hold them: --exclude '*.cls', or '*.json'"
+        classes, class_of = number_classes(self._labels, order, where, remedy)
+        self._order = compact(order.astype(np.uint64))
+        del self._labels, self._values  # As large as what is made of them.
+        return Known(where, names, values, classes, class_of)
+
+    def carried(self, item: int) -> dict[str, object]:
+        """What is left of the sidecars of one input; the same fields for every one."""
+        note = self._notes[int(self._order[item])]
+        found: dict[str, object] = {"text": note.get("text")} if self._texts else {}
+        if self._fields:
+            pad = dict.fromkeys(self._fields) if len(self._fields) <= _MOST_FIELDS else {}
+            found["original"] = {**pad, **note.get("original", {})}
+        return found
 
 
 def label_of(value: object) -> Label:
@@ -200,7 +198,3 @@ def _parse(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = data.decode("utf-8", "replace")
     return content if isinstance(content, dict) else {"json": content}
-
-
-def _are_attributes(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(number in (0, 1) for number in value.values())

@@ -154,7 +154,6 @@ def pyarrow_of(where: str) -> Any:
 
 
 def _huggingface_types(schema: Any) -> dict[str, dict[str, Any]]:
-    """The types of a dataset's columns, which Hugging Face writes into the schema."""
     try:
         types = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: kind for name, kind in types.items() if isinstance(kind, dict)}

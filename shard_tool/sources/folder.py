@@ -2,16 +2,14 @@
 
 import errno
 import functools
+import heapq
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from pipeline.errors import describe_os_error
 from pipeline.files import is_url
@@ -20,15 +18,12 @@ from shard_tool.sources import ranges
 from shard_tool.sources.listing import Listing
 from shard_tool.sources.protocol import (
     WHATEVER,
-    Access,
-    InputError,
+    InAnyOrder,
     Known,
     SideFile,
     Sieve,
     Wanted,
-    chunks_of_files,
     extension_of,
-    one_by_one,
 )
 from shard_tool.sources.ranges import local_read
 
@@ -38,7 +33,7 @@ _START_BYTES = 64
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(InAnyOrder):
     """The photos below one folder, and what else is there."""
 
     root: str
@@ -52,8 +47,6 @@ class FolderSource:
     """Relative paths of the archives and tables of photos inside."""
     known: Known = field(default_factory=Known)
     origin: dict[str, str] = field(default_factory=dict)
-    access = Access.ANY_ORDER
-    takes = frozenset({"include", "exclude"})
 
     @classmethod
     def open(cls, folder: Path | str, wanted: Wanted = WHATEVER) -> Self:
@@ -114,11 +107,7 @@ class FolderSource:
     @property
     def ignored(self) -> Counter[str]:
         """Files that are no photos; a hidden folder, one of the system and a shard set on this machine count as one."""
-        return +self.sieve.ignored
-
-    def chunks(self) -> NDArray[np.int64]:
-        """Runs of consecutive files."""
-        return chunks_of_files(len(self.listing))
+        return Counter(dict(sorted((+self.sieve.ignored).items())))  # However the files were listed.
 
     def read(self, item: int) -> bytes:
         """The whole file; `OSError` if it has another size than when it was listed."""
@@ -130,14 +119,6 @@ class FolderSource:
         if len(data) != size:
             raise OSError(f"{os.fsdecode(whole)} has {len(data):,} bytes, {size:,} when it was listed")
         return data
-
-    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
-        """File after file."""
-        return one_by_one(self.read, items)
-
-    def carried(self, item: int) -> dict[str, object]:
-        """Nothing."""
-        return {}
 
     def side_files(self, file_name: str) -> list[SideFile]:
         """In the folder, then inside it, then in the two folders above it, also in CelebA's Anno and Eval there."""
@@ -152,25 +133,19 @@ class FolderSource:
 
 def _folders_near(root: str) -> list[str]:
     """Where tables about the photos in `root` may lie; of a URL few, as each of them is a request."""
-    if not root:
-        return []
     first = root.rpartition("/")[0]
     second = first.rpartition("/")[0]
     celeba = [f"{second}/Anno", f"{second}/Eval"]
+    if not root or (is_url(root) and ("?" in root or first.endswith(":/"))):
+        return []
     if is_url(root):
-        if "?" in root or first.endswith(":/"):
-            return []
         return [first, *celeba] if first.endswith("/Img") else [first]
     return [first, second, *celeba, f"{first}/Anno", f"{first}/Eval"]
 
 
 def _side_file(where: str, path: str = "") -> SideFile:
-    opener = functools.partial(ranges.open_file if is_url(where) else _open_local, where)
-    return SideFile(where, bool(path), opener, path)
-
-
-def _open_local(path: str) -> BinaryIO:
-    return open(path, "rb")
+    opener: Callable[[], Any] = functools.partial(open, where, "rb")
+    return SideFile(where, bool(path), functools.partial(ranges.open_file, where) if is_url(where) else opener, path)
 
 
 def _read_local(path: bytes) -> bytes:
@@ -200,12 +175,9 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
     No folder is entered twice, whatever the symbolic links say: real folders go first, then linked ones by path.
     """
     entered = set()
-    folders, linked = [("", str(root))], list[tuple[str, str]]()
-    while folders or linked:
-        if not folders:
-            linked.sort(key=lambda one: os.fsencode(one[0]), reverse=True)
-            folders.append(linked.pop())
-        prefix, folder = folders.pop()
+    folders = [(False, b"", str(root))]
+    while folders:
+        _, prefix, folder = heapq.heappop(folders)
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
             continue
@@ -215,7 +187,7 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
-                path = prefix + entry.name
+                path = os.fsdecode(prefix) + entry.name
                 try:
                     status = entry.stat()
                 except OSError as error:
@@ -230,4 +202,4 @@ def _walk(root: Path, ignored: Counter[str]) -> Iterator[tuple[str, int]]:
                 elif why := Sieve.folder(entry.name):
                     ignored[why] += 1
                 else:
-                    (linked if entry.is_symlink() else folders).append((f"{path}/", entry.path))
+                    heapq.heappush(folders, (entry.is_symlink(), os.fsencode(f"{path}/"), entry.path))

@@ -53,13 +53,16 @@ def _resolve(repo: str, revision: str | None, config: str | None) -> tuple[str, 
         ) from None
     api = HfApi()
     where = f"hf://datasets/{repo}"
+
+    def files_at(branch: str | None) -> tuple[str, list[str]]:
+        commit = str(retrying(lambda: api.dataset_info(repo, revision=branch).sha, where))
+        return commit, retrying(lambda: api.list_repo_files(repo, repo_type="dataset", revision=commit), where)
+
     try:
-        commit = str(retrying(lambda: api.dataset_info(repo, revision=revision).sha, where))
-        names = retrying(lambda: api.list_repo_files(repo, repo_type="dataset", revision=commit), where)
+        commit, names = files_at(revision)
         if any(name.endswith(".parquet") for name in names) and (own := _own_files(repo, commit, config)):
             return commit, own
-        commit = str(retrying(lambda: api.dataset_info(repo, revision=_CONVERTED).sha, where))
-        names = retrying(lambda: api.list_repo_files(repo, repo_type="dataset", revision=commit), where)
+        commit, names = files_at(_CONVERTED)
     except HfHubHTTPError as error:
         raise UserError(
             f"{where} must be a dataset that you may read; got '{str(error).splitlines()[0]}'. "

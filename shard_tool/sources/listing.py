@@ -63,21 +63,19 @@ class Listing:
 
     def __getitem__(self, item: int) -> bytes:
         first = int(self._ends[item - 1]) if item else 0
-        run = bisect_right(self._run_starts, item) - 1
-        folder = self._folders[self._run_ends[run - 1] if run else 0 : self._run_ends[run]]
-        return bytes(folder + self._names[first : int(self._ends[item])])
+        folder = self._folder(bisect_right(self._run_starts, item) - 1)
+        return folder + self._names[first : int(self._ends[item])]
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[item] for item in range(len(self)))
 
     def folders(self) -> Iterator[tuple[bytes, int]]:
         """The folder of each run of inputs, with a slash at its end if it is not empty, and their number."""
-        ends = [*self._run_starts[1:], len(self)]
-        for number, (first, end) in enumerate(zip(self._run_starts, ends, strict=False)):
-            yield (
-                bytes(self._folders[self._run_ends[number - 1] if number else 0 : self._run_ends[number]]),
-                end - first,
-            )
+        for run, (first, end) in enumerate(itertools.pairwise([*self._run_starts, len(self)])):
+            yield self._folder(run), end - first
+
+    def _folder(self, run: int) -> bytes:
+        return bytes(self._folders[self._run_ends[run - 1] if run else 0 : self._run_ends[run]])
 
     def sha256(self) -> str:
         """Hex digest of all paths and sizes: another listing has another one."""
@@ -92,15 +90,9 @@ class JoinedListing(Listing):
     """Several listings one after the other, each below a prefix."""
 
     def __init__(self, listings: Sequence[Listing], prefixes: Sequence[bytes]) -> None:
-        self._listings, self._prefixes = listings, prefixes
+        self._listings, self.prefixes = listings, prefixes
         self._starts = array("Q", itertools.accumulate(map(len, listings), initial=0))
-        full = [listing.sizes for listing in listings if len(listing)]
-        self.sizes = full[0] if len(full) == 1 else compact(np.concatenate([listing.sizes for listing in listings]))
-
-    @property
-    def prefixes(self) -> list[str]:
-        """What the paths of each part begin with."""
-        return [printable(prefix) for prefix in self._prefixes]
+        self.sizes = compact(np.concatenate([listing.sizes for listing in listings]))
 
     def locate(self, item: int) -> tuple[int, int]:
         """The number of the listing that `item` is in, and its number there."""
@@ -109,19 +101,17 @@ class JoinedListing(Listing):
 
     def __getitem__(self, item: int) -> bytes:
         part, inner = self.locate(item)
-        return self._prefixes[part] + self._listings[part][inner]
+        return self.prefixes[part] + self._listings[part][inner]
 
     def __iter__(self) -> Iterator[bytes]:
-        for prefix, listing in zip(self._prefixes, self._listings, strict=True):
+        for prefix, listing in zip(self.prefixes, self._listings, strict=True):
             yield from (prefix + path for path in listing)
 
 
 def compact(numbers: "array[int] | NDArray[np.unsignedinteger]") -> Numbers:
     """`numbers` in 4 bytes each where they fit, else in 8."""
     wide = np.frombuffer(numbers, np.uint64) if isinstance(numbers, array) else numbers
-    if not len(wide) or int(wide.max()) < 1 << 32:
-        return wide.astype(np.uint32)
-    return wide.astype(np.uint64)
+    return wide.astype(np.uint32) if wide.max(initial=0) < 1 << 32 else wide.astype(np.uint64)
 
 
 def printable(path: bytes) -> str:

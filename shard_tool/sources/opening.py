@@ -9,7 +9,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from shard_tool.sources.protocol import (
     ARCHIVE_EXTENSIONS,
     SPLIT_WORDS,
     WHATEVER,
-    Known,
     NoPhotosError,
     Sieve,
     Source,
@@ -42,24 +41,18 @@ from shard_tool.sources.tars import StreamSource, TarSource
 from shard_tool.sources.zips import ZipSource
 
 _BEGINNINGS = {
-    b"PK\x03\x04": "zip",
-    b"PK\x05\x06": "zip",
-    b"PK\x07\x08": "zip",
-    b"\x1f\x8b": "gz",
-    b"BZh": "bz2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zst",
-    b"PAR1": "parquet",
-    b"PARE": "parquet",
-    b"\xff\xff\xff\xff": "arrow",
-    b"ARROW1": "arrow",
-    b"7z\xbc\xaf\x27\x1c": "7z file",
-    b"Rar!": "rar file",
-    b"\xff\xd8\xff": "photo",
-    b"\x89PNG": "photo",
-    b"version https://git-lfs": "pointer of git-lfs in place of the file",
+    "zip": (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"),
+    "gz": (b"\x1f\x8b",),
+    "bz2": (b"BZh",),
+    "xz": (b"\xfd7zXZ\0",),
+    "zst": (b"\x28\xb5\x2f\xfd",),
+    "parquet": (b"PAR1", b"PARE"),
+    "arrow": (b"\xff\xff\xff\xff", b"ARROW1"),
+    "7z file": (b"7z\xbc\xaf\x27\x1c",),
+    "rar file": (b"Rar!",),
+    "photo": (b"\xff\xd8\xff", b"\x89PNG"),
+    "pointer of git-lfs in place of the file": (b"version https://git-lfs",),
 }
-_COMPRESSED = ("gz", "bz2", "xz", "zst")
 _REMEDIES = {
     "7z file": "Unpack it (7z x FILE) and name the folder",
     "rar file": "Unpack it (unrar x FILE) and name the folder",
@@ -68,7 +61,7 @@ _REMEDIES = {
     "web page": "Open it in a browser to see why (a limit, or a login), and download the file again",
     "empty file": "Download or copy it again",
 }
-_FOR_DATASETS = frozenset({"config", "split", "revision"})
+_QUERY = re.compile(r"[?#].*")
 _OPTIONS = {
     "image": "parquet files, saved datasets and hf://datasets/...",
     "label": "parquet files, saved datasets and hf://datasets/...; for folders of classes it is --labels folders",
@@ -87,7 +80,7 @@ class _Part:
     source: Source
     where: str
     takes: frozenset[str] = frozenset()
-    """Fields of `Wanted` that mean something beside those that the source takes."""
+    """Fields of `Wanted` that mean something to it, beside those that all tables take."""
     path: str = ""
     """Of an archive, relative to the folder that was named."""
     beside: bool = False
@@ -140,7 +133,7 @@ def _open(where: str, wanted: Wanted) -> list[_Part]:
     if is_url(where):
         if hub.is_dataset(where):
             return _open_dataset(where, wanted)
-        if where.partition("?")[0].lower().endswith(ARCHIVE_EXTENSIONS) or ranges.is_file(where):
+        if _extension(where) or ranges.is_file(where):
             return [_Part(open_file(where, wanted), where, beside=True)]
         where = where.rstrip("/")
         return _open_set(where, wanted) if ranges.exists(f"{where}/{SHARDSET_FILE}") else _open_folder(where, wanted)
@@ -152,7 +145,7 @@ def _open(where: str, wanted: Wanted) -> list[_Part]:
     if is_set(where):
         return _open_set(where, wanted)
     if any(os.path.exists(f"{where}/{name}") for name in ("dataset_dict.json", "state.json")):
-        return [_Part(part, os.path.abspath(where)) for part in tables.open_dataset_folder(Path(where), wanted)]
+        return _open_saved(Path(where), wanted)
     return _open_folder(os.path.abspath(where), wanted)
 
 
@@ -186,31 +179,27 @@ def _open_folder(where: str, wanted: Wanted) -> list[_Part]:
 
 
 def _open_set(where: str, wanted: Wanted) -> list[_Part]:
-    """The images of a finished shard set, with its splits and the names of its classes."""
     shard_set = ShardSet.open(where)
     if wanted.split is not None:
         shard_set.split(wanted.split)
+    elif strange := next((split for split in shard_set.splits if split not in SPLITS), None):
+        raise UserError(f"the splits of a source must be {', '.join(SPLITS)}; got '{strange}'. Choose one by --split.")
     member = shard_set.image_member or SUFFIX[shard_set.encoding]
     inner = WantedMembers(include=wanted.include, exclude=wanted.exclude, member=member)
-    found = list[_Part]()
-    for split, shards in shard_set.splits.items():
-        if split not in SPLITS and wanted.split is None:
-            raise UserError(
-                f"the splits of a source must be {', '.join(SPLITS)}; got '{split}'. Choose one by --split."
-            )
-        for shard in shards if wanted.split in (None, split) else ():
-            path = f"{where}/{shard.name}.tar"
-            raw = member == SUFFIX["raw"] and not is_url(where)
-            try:
-                part: Any = _RawShard.open(LocalRanges(path), shard.name, inner) if raw else open_file(path, inner)
-            except NoPhotosError as error:
-                found.append(_excluded(error))
-                continue
-            known = dataclasses.replace(part.known, classes=shard_set.classes) if part.known.classes else part.known
-            if wanted.split is None:
-                known = _in_split(known, len(part.listing), SPLITS.index(split))
-            found.append(_Part(dataclasses.replace(part, known=known, name=shard_set.name), path, frozenset({"split"})))
-    return found
+
+    def opened(path: str) -> Any:
+        raw = member == SUFFIX["raw"] and not is_url(path)
+        part: Any = _RawShard.open(LocalRanges(path), "", inner) if raw else open_file(path, inner)
+        known = dataclasses.replace(part.known, classes=shard_set.classes) if part.known.classes else part.known
+        return dataclasses.replace(part, known=known, name=shard_set.name)
+
+    files = [
+        (-1 if wanted.split else SPLITS.index(split), f"{where}/{shard.name}.tar")
+        for split, shards in shard_set.splits.items()
+        if wanted.split in (None, split)
+        for shard in shards
+    ]
+    return _open_splits(files, opened, frozenset({"split"}))
 
 
 class _RawShard(TarSource):
@@ -223,18 +212,35 @@ class _RawShard(TarSource):
 
 
 def _open_dataset(url: str, wanted: Wanted) -> list[_Part]:
-    """The parquet files of a dataset on the Hub."""
     name, origin, files = hub.find_files(url, wanted)
+
+    def opened(where: str) -> Any:
+        part: Any = open_file(where, wanted)
+        return dataclasses.replace(part, name=name, origin=part.origin | origin)
+
+    return _open_splits(files, opened, frozenset({"config", "split", "revision"}))
+
+
+def _open_saved(folder: Path, wanted: Wanted) -> list[_Part]:
+    def opened(path: str) -> Any:
+        return tables.ArrowSource.open(LocalRanges(path), folder.resolve().name, wanted, os.path.relpath(path, folder))
+
+    return _open_splits(tables.saved_files(folder, wanted), opened, frozenset({"split"}))
+
+
+def _open_splits(files: Iterable[tuple[int, str]], opened: Callable[[str], Any], takes: frozenset[str]) -> list[_Part]:
+    """The sources of files that come with the number of their split, or with -1."""
     found = list[_Part]()
     for split, where in files:
         try:
-            part: Any = open_file(where, wanted)
+            part = opened(where)
         except NoPhotosError as error:
             found.append(_excluded(error))
             continue
-        known = part.known if split < 0 else _in_split(part.known, len(part.listing), split)
-        part = dataclasses.replace(part, name=name, known=known, origin={**part.origin, **origin})
-        found.append(_Part(part, where, _FOR_DATASETS))
+        if split >= 0:
+            split_of = np.full(len(part.listing), split, np.int8)
+            part = dataclasses.replace(part, known=dataclasses.replace(part.known, split_of=split_of))
+        found.append(_Part(part, where if is_url(where) else os.path.abspath(where), takes))
     return found
 
 
@@ -252,14 +258,14 @@ def open_file(where: str, wanted: Wanted) -> Source:
         return ZipSource.open(file, name, wanted)
     if kind == "tar" and isinstance(file, LocalRanges):
         return TarSource.open(file, name, wanted)
-    if kind == "tar" or kind in _COMPRESSED:
-        return StreamSource.open(where, kind if kind in _COMPRESSED else "", name, wanted)
+    if kind in ("tar", "gz", "bz2", "xz", "zst"):
+        return StreamSource.open(where, kind.removeprefix("tar"), name, wanted)
     if kind == "parquet":
         return tables.ParquetSource.open(file, name, wanted)
     if kind == "arrow" and isinstance(file, LocalRanges):
         return tables.ArrowSource.open(file, name, wanted)
-    extension = next((one[1:] for one in ARCHIVE_EXTENSIONS if where.partition("?")[0].lower().endswith(one)), "")
-    instead = f", not a {extension}" if extension else ""
+    extension = _extension(where)
+    instead = f", not a {extension[1:]}" if extension else ""
     refused = ": the download was refused" if kind == "web page" else ""
     raise UserError(
         f"the source must be a folder, a zip, a tar or a table of photos; got {where}, "
@@ -273,7 +279,7 @@ def kind_of(file: Ranges) -> str:
     start = file.read(0, 512)
     if start[257:262] == b"ustar":
         return "tar"
-    if kind := next((kind for magic, kind in _BEGINNINGS.items() if start.startswith(magic)), ""):
+    if kind := next((kind for kind, magics in _BEGINNINGS.items() if start.startswith(magics)), ""):
         return kind
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
         return "web page"
@@ -281,64 +287,57 @@ def kind_of(file: Ranges) -> str:
         return "empty file"
     if not re.search(rb"[\x00-\x08\x0e-\x1f]", start):
         return "text file"
-    extension = file.where.partition("?")[0].lower()[-4:]  # A zip may begin with a program, a tar may be an old one.
-    return extension[1:] if extension in (".zip", ".tar") else ""
+    extension = _extension(file.where)[1:]
+    return extension if extension in ("zip", "tar") else ""  # A zip may begin with a program, a tar may be an old one.
 
 
 def name_of(where: str) -> str:
     """The last part of a path or URL, without the extensions of archives."""
-    name = os.path.basename(re.sub(r"[?#].*", "", where) if is_url(where) else os.path.abspath(where))
-    extension = max((one for one in ARCHIVE_EXTENSIONS if name.lower().endswith(one)), key=len, default="")
-    return name[: len(name) - len(extension)] or name
+    name = os.path.basename(_QUERY.sub("", where) if is_url(where) else os.path.abspath(where))
+    return name[: len(name) - len(_extension(name))] or name
 
 
-def _in_split(known: Known, count: int, split: int) -> Known:
-    return dataclasses.replace(known, split_of=np.full(count, split, np.int8))
+def _extension(where: str) -> str:
+    path = _QUERY.sub("", where) if is_url(where) else where
+    return max((one for one in ARCHIVE_EXTENSIONS if path.lower().endswith(one)), key=len, default="")
 
 
 def _splits(parts: Sequence[_Part]) -> NDArray[np.int8] | None:
     """[inputs] The split that names speak of, as `open_sources` says; None if they do not."""
     if any(part.source.known.split_of is not None for part in parts):
         return None
-    names = [part.source.name for part in parts]
-    found = _level(names, map(split_in_name, names), [len(part.source.listing) for part in parts])
-    folders, counts = zip(*_folders(parts), strict=True)
-    for level in range(max(map(len, folders))):
-        if found is None:
-            words = (folder[level].lower() if level < len(folder) else "" for folder in folders)
-            found = _level(list(map("/".join, folders)), (SPLIT_WORDS.get(word, -1) for word in words), counts)
-    return found
+    names, folders, counts = zip(*_runs(parts), strict=True)
+    paths = ["/".join(folder) or "." for folder in folders]
+    levels = itertools.zip_longest(*folders, fillvalue="")
+    by_folder = ((paths, [SPLIT_WORDS.get(word.lower(), -1) for word in level]) for level in levels)
+    for places, splits in itertools.chain([(names, [*map(split_in_name, names)])], by_folder):
+        if len({*splits} - {-1}) < 2:
+            continue
+        if -1 in splits:
+            outside = sum(count for count, split in zip(counts, splits, strict=True) if split < 0)
+            within = next(place for place, split in zip(places, splits, strict=True) if split >= 0)
+            raise UserError(
+                f"every photo must be in a split if some are; got {outside:,} in none, in "
+                f"'{places[splits.index(-1)]}' beside '{within}'. Move them, or leave them out by --exclude."
+            )
+        return np.repeat(np.array(splits, np.int8), counts)
+    return None
 
 
-def _level(places: Sequence[str], splits: Iterable[int], counts: Sequence[int]) -> NDArray[np.int8] | None:
-    """[inputs] The split of each, if there are two; `UserError` if photos beside them have none."""
-    numbers = np.fromiter(splits, np.int8)
-    if len(set(numbers.tolist()) - {-1}) < 2:
-        return None
-    if -1 in numbers:
-        outside = [(place, count) for place, number, count in zip(places, numbers, counts, strict=True) if number < 0]
-        within = [place for place, number in zip(places, numbers, strict=True) if number >= 0]
-        raise UserError(
-            f"every photo must be in a split if some are; got {sum(count for _, count in outside):,} in none, in "
-            f"'{outside[0][0] or '.'}' beside '{within[0]}'. Move them, or leave them out by --exclude."
-        )
-    return np.repeat(numbers, counts)
-
-
-def _folders(parts: Sequence[_Part]) -> Iterator[tuple[list[str], int]]:
-    """The folders that each run of photos lies in, below the one in which all lie, and the photos of the run."""
+def _runs(parts: Sequence[_Part]) -> Iterator[tuple[str, list[str], int]]:
+    """Of each run of photos in one folder: its source, its folders below the one in which all lie, and its length."""
     wheres = (part.where if isinstance(part.source, FolderSource) else os.path.dirname(part.where) for part in parts)
     places = [where.split("/") for where in wheres]
-    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*places, strict=False))
-    common = sum(1 for _ in alike)
+    common = sum(1 for _ in itertools.takewhile(lambda names: len({*names}) == 1, zip(*places, strict=False)))
     for part, place in zip(parts, places, strict=True):
         for folder, count in part.source.listing.folders():
-            yield [*place[common:], *printable(folder).split("/")[:-1]], count
+            yield part.source.name, [*place[common:], *printable(folder).split("/")[:-1]], count
 
 
 def _check_options(parts: Sequence[_Part], wanted: Wanted) -> None:
-    """Raise `UserError` for an option that no source takes."""
-    taken = frozenset[str]().union(*(part.takes | part.source.takes for part in parts))
+    taken = frozenset[str]().union(*(part.takes for part in parts))
+    if any(isinstance(part.source, tables.ParquetSource | tables.ArrowSource) for part in parts):
+        taken |= {"image", "label", "attributes"}
     for option, takers in _OPTIONS.items():
         if getattr(wanted, option) is not None and option not in taken:
             raise UserError(

@@ -24,8 +24,6 @@ IMAGE_EXTENSIONS = {
 """Files with these extensions, in any case, are inputs: each ends as a sample or as a rejection with a reason."""
 CHUNK_FILES = 8
 """Consecutive files that stay together when the plan spreads them: fewer spread better; see benchmarks/spread.py."""
-
-
 MOST_CLASSES = 1 << 20
 """Class numbers from here on are taken for something else, as database keys."""
 
@@ -133,10 +131,6 @@ class Source(Protocol):
         """Files that were passed over, by kind: with the listing they are all files that were seen."""
 
     @property
-    def takes(self) -> frozenset[str]:
-        """The fields of `Wanted` that mean something here."""
-
-    @property
     def access(self) -> Access:
         """In which order it is cheap to read."""
 
@@ -170,18 +164,27 @@ class Source(Protocol):
         """The tables called `file_name`, the likeliest first."""
 
 
-def chunks_of_files(count: int) -> NDArray[np.int64]:
-    """Runs of consecutive files, as `Source.chunks` gives them."""
-    return np.append(np.arange(0, count, CHUNK_FILES, dtype=np.int64), count)
+class InAnyOrder:
+    """What sources have in common of which every item is cheap to read."""
 
+    access = Access.ANY_ORDER
 
-def one_by_one(read: Callable[[int], bytes], items: Iterable[int]) -> Iterator[bytes | InputError]:
-    """`Source.read_through` of a source that reads in any order."""
-    for item in items:
-        try:
-            yield read(item)
-        except InputError as bad:
-            yield bad
+    def chunks(self: Source) -> NDArray[np.int64]:
+        """Runs of consecutive items."""
+        count = len(self.listing)
+        return np.append(np.arange(0, count, CHUNK_FILES, dtype=np.int64), count)
+
+    def read_through(self: Source, items: Iterable[int]) -> Iterator[bytes | InputError]:
+        """Item after item."""
+        for item in items:
+            try:
+                yield self.read(item)
+            except InputError as bad:
+                yield bad
+
+    def carried(self, item: int) -> dict[str, object]:
+        """Nothing."""
+        return {}
 
 
 def extension_of(path: str) -> str:
@@ -193,17 +196,15 @@ def extension_of(path: str) -> str:
 def is_table(path: str) -> bool:
     """Whether a file may say something about the photos beside it: a csv, one of CelebA's txt lists, or metadata."""
     name = path.rpartition("/")[2].lower()
-    if name in ("metadata.jsonl", "dataset.json"):
-        return True
-    return name.endswith(".csv") or (name.endswith(".txt") and name.startswith(("list_", "identity_")))
+    a_list = name.startswith(("list_", "identity_")) and name.endswith(".txt")
+    return a_list or name.endswith(".csv") or name in ("metadata.jsonl", "dataset.json")
 
 
 ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".parquet", ".arrow")
 """Files with these extensions, in any case, are sources of their own if they lie in a folder."""
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle", "System Volume Information", "lost+found"}
 """What macOS, network drives and Windows put beside photos: thumbnails and deleted files."""
-_NOTHING = "Put photos there, or try: shard_tool draw-faces {}."
-_KNOWN_EXTENSIONS = {
+_FORMATS = {
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), "camera raw"),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".m4v"), "video"),
     **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
@@ -211,6 +212,8 @@ _KNOWN_EXTENSIONS = {
     **{".jxl": "JPEG XL", ".psd": "Photoshop", ".svg": "drawings", ".exr": "OpenEXR", ".npy": "NumPy arrays"},
     **{".npz": "NumPy arrays", ".h5": "HDF5", ".hdf5": "HDF5", ".mdb": "LMDB", ".7z": "7-Zip", ".rar": "RAR"},
 }
+_SHOWN = {"": "without an extension"} | {one: f"{one} ({what})" for one, what in _FORMATS.items()}
+"""How messages show an extension."""
 
 
 class NoPhotosError(UserError):
@@ -229,19 +232,15 @@ class Sieve:
 
     What `kind` is asked about is a photo or counted, so that photos + sum(ignored.values()) is the number of files. A
     source that passes over a photo for a reason of its own counts it in `ignored`, too.
+
+    `sidecars` are extensions, with a dot, of files about the photo of the same name. If `bare`, files without an
+    extension may be photos.
     """
 
     def __init__(self, wanted: Wanted = WHATEVER, *, sidecars: Container[str] = (), bare: bool = False) -> None:
-        """Nothing is counted yet.
-
-        Args:
-            wanted: what is included and excluded.
-            sidecars: extensions, with a dot, of files that say something about the photo of the same name.
-            bare: whether files without an extension may be photos.
-        """
         self.ignored = Counter[str]()
         self._extensions = Counter[str]()
-        self._include, self._exclude = (tuple(map(glob, globs)) for globs in (wanted.include, wanted.exclude))
+        self._include, self._exclude = ([*map(glob, globs)] for globs in (wanted.include, wanted.exclude))
         self._images = {""} | IMAGE_EXTENSIONS if bare else IMAGE_EXTENSIONS
         self._member = f".{wanted.member}" if isinstance(wanted, WantedMembers) else ""
         self._sidecars = sidecars
@@ -257,6 +256,13 @@ class Sieve:
     def includes(self, path: str) -> bool:
         """Whether one of the globs to include matches; of files that are no photos they say nothing."""
         return any(pattern.fullmatch(path) for pattern in self._include)
+
+    def wants(self, path: str) -> bool:
+        """Whether the globs leave a photo of that path."""
+        return (not self._include or self.includes(path)) and not self._excludes(path)
+
+    def _excludes(self, path: str) -> bool:
+        return any(pattern.fullmatch(path) for pattern in self._exclude)
 
     @staticmethod
     def folder(path: str) -> str:
@@ -284,19 +290,17 @@ class Sieve:
                 "below the source.",
                 self.ignored,
             )
-        files = [
-            f"{number:,} {extension or 'without an extension'}"
-            + (f" ({_KNOWN_EXTENSIONS[extension]})" if extension in _KNOWN_EXTENSIONS else "")
-            for extension, number in self._extensions.most_common(5)
-        ]
-        rest = sum(number for _, number in self._extensions.most_common()[5:])
-        others = [f"{rest:,} others"] * bool(rest) + [
-            f"{number:,} '{kind}'" for kind, number in (+self.ignored).items() if kind != "not an image"
-        ]
+        counts = self._extensions.most_common(5)
+        found = [f"{number:,} {_SHOWN.get(extension, extension)}" for extension, number in counts]
+        if rest := self._extensions.total() - sum(number for _, number in counts):
+            found.append(f"{rest:,} others")
+        found += [f"{number:,} '{kind}'" for kind, number in (+self.ignored).items() if kind != "not an image"]
+        remedy = "Convert these to such images, or name another source."
+        if not found:
+            found, remedy = ["no files"], f"Put photos there, or try: shard_tool draw-faces {where}."
         raise NoPhotosError(
             f"{where} must hold photos ({', '.join(sorted(IMAGE_EXTENSIONS))}), and has no images that can be read; "
-            f"got {', '.join(files + others) or 'no files'}. "
-            + ("Convert these to such images, or name another source." if files or others else _NOTHING.format(where)),
+            f"got {', '.join(found)}. {remedy}",
             self.ignored,
         )
 
@@ -306,7 +310,7 @@ class Sieve:
             self._folder, self._folder_is = folder, self.folder(folder)
         if self._folder_is or name.startswith("."):
             return "other", self._folder_is or "hidden"
-        if self._exclude and any(pattern.fullmatch(path) for pattern in self._exclude):
+        if self._exclude and self._excludes(path):
             return "other", "excluded"
         extension = extension_of(name)
         if path.endswith(self._member) if self._member else extension in self._images:
@@ -333,18 +337,15 @@ def glob(pattern: str) -> re.Pattern[str]:
 
     def translate(token: re.Match[str]) -> str:
         found = token[0]
-        if found in _WILD:
-            return _WILD[found]
-        if len(found) > 1:
-            return "[" + ("^" if found[1] == "!" else "") + found[1:].lstrip("!").replace("\\", "\\\\")
-        return re.escape(found)
+        if len(found) > 1 and found not in _WILD:
+            return found.replace("[!", "[^", 1).replace("\\", "\\\\")
+        return _WILD.get(found) or re.escape(found)
 
     wanted = pattern.removeprefix("./").removeprefix("/")
     wanted += "**" if wanted.endswith("/") else ""
     wanted = wanted if "/" in wanted else f"**/{wanted}"
-    return re.compile(
-        re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", translate, wanted, flags=re.DOTALL), re.IGNORECASE | re.DOTALL
-    )
+    translated = re.sub(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]|.", translate, wanted, flags=re.DOTALL)
+    return re.compile(translated, re.IGNORECASE | re.DOTALL)
 
 
 SPLIT_WORDS = {

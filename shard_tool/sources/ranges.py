@@ -26,8 +26,12 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNR
 _WAITS_S = (0.1, 1.0)
 
 
-class Readable(Protocol):
-    """Bytes that can be read anywhere, from any thread."""
+class Ranges(Protocol):
+    """One file, which can be read anywhere, from any thread."""
+
+    @property
+    def where(self) -> str:
+        """Path or URL, for messages."""
 
     @property
     def size(self) -> int:
@@ -35,14 +39,6 @@ class Readable(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`, fewer only at the end; `OSError` or `TransportError`."""
-
-
-class Ranges(Readable, Protocol):
-    """One file."""
-
-    @property
-    def where(self) -> str:
-        """Path or URL, for messages."""
 
 
 class LocalRanges:
@@ -94,9 +90,7 @@ class RemoteRanges:
     def read(self, offset: int, size: int) -> bytes:
         """See `Ranges`."""
         end = min(offset + size, self.size)
-        if not 0 <= offset < end:
-            return b""
-        return retrying(lambda: self._read(offset, end), self.where)
+        return retrying(lambda: self._read(offset, end), self.where) if 0 <= offset < end else b""
 
     def _read(self, offset: int, end: int) -> bytes:
         system, path = filesystem(self.where)  # fsspec keeps one for each thread and process.
@@ -136,12 +130,6 @@ def local_read(read: Callable[[], T]) -> T:
     return read()
 
 
-def pieces(file: Ranges, offset: int, size: int) -> Iterator[bytes]:
-    """`size` bytes from `offset`, in pieces of `PIECE_BYTES`."""
-    for start in range(offset, offset + size, PIECE_BYTES):
-        yield file.read(start, min(PIECE_BYTES, offset + size - start))
-
-
 class RemoteStream(io.RawIOBase):
     """A file behind a URL from its start to its end; after a failure it goes on where it was."""
 
@@ -177,10 +165,9 @@ class RemoteStream(io.RawIOBase):
 
 
 class RangesFile(io.RawIOBase):
-    """Ranges with a place in them, as libraries want files."""
+    """All of a file as libraries want it, with a place in it, or `size` bytes from `start`."""
 
-    def __init__(self, file: Readable, start: int = 0, size: int | None = None) -> None:
-        """All of `file`, or `size` bytes from `start`."""
+    def __init__(self, file: "Ranges | Scratch", start: int = 0, size: int | None = None) -> None:
         self._file, self._start = file, start
         self._size = file.size - start if size is None else size
         self._at = 0
@@ -192,10 +179,6 @@ class RangesFile(io.RawIOBase):
     def seekable(self) -> bool:
         """Yes."""
         return True
-
-    def tell(self) -> int:
-        """The place."""
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to another place."""
@@ -217,13 +200,12 @@ class Scratch:
         self._file: IO[bytes] | None = None
         self.size = 0
 
-    def append(self, data: bytes) -> int:
-        """Add `data`; returns where it begins."""
+    def append(self, data: bytes) -> None:
+        """Add `data` at the end."""
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=1 << 18)  # noqa: SIM115 (it lives as long as this object)
         self._file.write(data)
         self.size += len(data)
-        return self.size - len(data)
 
     def read(self, offset: int, size: int) -> bytes:
         """The `size` bytes from `offset`."""
@@ -306,7 +288,7 @@ def expand(url: str) -> list[str]:
 
 def open_file(url: str) -> BinaryIO:
     """The content of a file, read as it comes."""
-    return cast(BinaryIO, io.BufferedReader(RemoteStream(url), 1 << 20))
+    return cast(BinaryIO, io.BufferedReader(RemoteStream(url), PIECE_BYTES))
 
 
 def read_file(url: str, size: int, *, most: int | None = None) -> bytes:

@@ -6,18 +6,21 @@ and finds the tables that lie beside the others.
 
 import dataclasses
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.sources.listing import JoinedListing, name_hash
+from shard_tool.sources.listing import JoinedListing, name_hash, printable
 from shard_tool.sources.protocol import Access, InputError, Known, SideFile, Source
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class SeveralSources:
         if len(full) > 1:
             hashes = np.fromiter((name_hash(path) for part in full for path in part.listing), np.uint64)
             if len(np.unique(hashes)) < len(hashes):
-                prefixes = [f"{name}/".encode() for name in _distinct([part.name for part in parts])]
+                prefixes = [os.fsencode(f"{name}/") for name in _distinct([part.name for part in parts])]
         known = _join_known(full)
         if split_of is not None:
             known = dataclasses.replace(known, split_of=split_of)
@@ -57,15 +60,7 @@ class SeveralSources:
     @property
     def ignored(self) -> Counter[str]:
         """In all parts."""
-        found = Counter[str]()
-        for part in self.parts:
-            found.update(part.ignored)
-        return found
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """What one of the parts takes."""
-        return frozenset[str]().union(*(part.takes for part in self.parts))
+        return sum((Counter(part.ignored) for part in self.parts), Counter())
 
     @property
     def access(self) -> Access:
@@ -79,12 +74,9 @@ class SeveralSources:
 
     def chunks(self) -> NDArray[np.int64]:
         """Those of the parts."""
-        first = 0
-        found = [np.zeros(1, np.int64)]
-        for part in self.parts:
-            found.append(part.chunks()[1:] + first)
-            first += len(part.listing)
-        return np.concatenate(found)
+        firsts = itertools.accumulate((len(part.listing) for part in self.parts), initial=0)
+        found = [part.chunks()[1:] + first for part, first in zip(self.parts, firsts, strict=False)]
+        return np.concatenate([np.zeros(1, np.int64), *found])
 
     def read(self, item: int) -> bytes:
         """From the part that has it."""
@@ -94,17 +86,8 @@ class SeveralSources:
     def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
         """Part after part."""
         places = map(self.listing.locate, items)
-        place = next(places, None)
-        while place is not None:
-            number = place[0]
-
-            def mine(number: int = number) -> Iterator[int]:
-                nonlocal place
-                while place is not None and place[0] == number:
-                    yield place[1]
-                    place = next(places, None)
-
-            yield from self.parts[number].read_through(mine())
+        for part, mine in itertools.groupby(places, key=lambda place: place[0]):
+            yield from self.parts[part].read_through(inner for _, inner in mine)
 
     def carried(self, item: int) -> dict[str, object]:
         """From the part that has it."""
@@ -115,7 +98,7 @@ class SeveralSources:
         """Those inside the parts, then those above them; beside photos that have labels nobody looks for others."""
         labelled = bool(self.known.attributes or self.known.classes)
         found = [
-            dataclasses.replace(file, path=prefix + file.path if file.path else "")
+            dataclasses.replace(file, path=printable(prefix) + file.path if file.path else "")
             for part, prefix in zip(self.parts, self.listing.prefixes, strict=True)
             if len(part.listing) or not labelled
             for file in part.side_files(file_name)
@@ -126,16 +109,11 @@ class SeveralSources:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """`names`, with a number behind those that are taken."""
-    taken: set[str] = set()
-    found = []
+    found = dict[str, None]()
     for name in names:
-        number, new = 1, name
-        while new in taken:
-            number += 1
-            new = f"{name}-{number}"
-        taken.add(new)
-        found.append(new)
-    return found
+        tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        found[next(new for new in tries if new not in found)] = None
+    return list(found)
 
 
 def _join_known(parts: Sequence[Source]) -> Known:
@@ -153,33 +131,29 @@ def _join_known(parts: Sequence[Source]) -> Known:
                 f"all sources must say their splits, or none; got one of '{parts[0].name}' and '{part.name}' that does "
                 "not. Make shards of one at a time."
             )
-    classes, class_of = _join_classes(knowns)
-    values = [known.values for known in knowns if known.values is not None]
-    splits = [known.split_of for known in knowns if known.split_of is not None]
+    values = _concatenate(known.values for known in knowns)
     return Known(
-        first.where,
-        first.attributes,
-        np.concatenate(values) if values else None,
-        classes,
-        class_of,
-        np.concatenate(splits) if splits else None,
+        first.where, first.attributes, values, *_join_classes(knowns), _concatenate(known.split_of for known in knowns)
     )
+
+
+def _concatenate(arrays: Iterable[NDArray[T] | None]) -> NDArray[T] | None:
+    full = [array for array in arrays if array is not None]
+    return np.concatenate(full) if full else None
 
 
 def _join_classes(knowns: Sequence[Known]) -> tuple[tuple[str, ...], NDArray[np.int32] | None]:
     """One numbering for all: that of the longest list where it begins with all others, else by sorted names."""
-    if not knowns[0].classes:
-        return (), None
     names = max((known.classes for known in knowns), key=len)
     if any(known.classes != names[: len(known.classes)] for known in knowns):
         names = tuple(sorted({name for known in knowns for name in known.classes}))
     number_of = {name: number for number, name in enumerate(names)}
-    found = []
-    for known in knowns:
-        assert known.class_of is not None, "classes come with a number for each input"
-        table = np.array([*(number_of[name] for name in known.classes), -1], np.int32)
-        found.append(table[known.class_of])
-    return names, np.concatenate(found)
+    found = (
+        np.array([*(number_of[name] for name in known.classes), -1], np.int32)[known.class_of]
+        for known in knowns
+        if known.class_of is not None
+    )
+    return names, _concatenate(found)
 
 
 def _show(known: Known) -> str:

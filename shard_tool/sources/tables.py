@@ -6,7 +6,6 @@ is one `pread` away. (`datasets` itself reads them too, but takes 0.9 s and 140 
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 from array import array
@@ -23,15 +22,12 @@ from shard_tool.sources.columns import Columns, Facts, image_columns, pyarrow_of
 from shard_tool.sources.listing import Listing, Numbers, compact, name_hash
 from shard_tool.sources.protocol import (
     Access,
+    InAnyOrder,
     InputError,
     Known,
     SideFile,
     Sieve,
-    Source,
     Wanted,
-    chunks_of_files,
-    glob,
-    one_by_one,
     split_in_name,
 )
 from shard_tool.sources.ranges import LocalRanges, Ranges, RangesFile, open_ranges, read_whole
@@ -60,7 +56,6 @@ class _Table:
     known: Known
     ignored: Mapping[str, int]
     origin: dict[str, str]
-    takes: frozenset[str] = frozenset({"image", "label", "attributes", "include", "exclude"})
 
     @classmethod
     def _list(
@@ -89,13 +84,7 @@ class _Table:
             listing = Listing(zip(names, listing.sizes.tolist(), strict=True))
         rows, sieve = np.arange(len(listing)), Sieve(wanted)
         if wanted.include or wanted.exclude:
-            include, exclude = ([glob(pattern) for pattern in globs] for globs in (wanted.include, wanted.exclude))
-
-            def is_wanted(path: str) -> bool:
-                included = not include or any(pattern.fullmatch(path) for pattern in include)
-                return included and not any(pattern.fullmatch(path) for pattern in exclude)
-
-            rows = np.flatnonzero([is_wanted(path.decode()) for path in listing])
+            rows = np.flatnonzero([sieve.wants(path.decode()) for path in listing])
             sieve.ignored["excluded"] = len(listing) - len(rows)
             sieve.require_photos(len(rows), file.where)
             listing = Listing((listing[row], int(listing.sizes[row])) for row in rows.tolist())
@@ -188,12 +177,11 @@ class ParquetSource(_Table):
 
 
 @dataclass(frozen=True)
-class ArrowSource(_Table):
+class ArrowSource(_Table, InAnyOrder):
     """All rows of one arrow file."""
 
     offsets: "array[int]" = field(kw_only=True)
     """[rows] Of each image in the file."""
-    access = Access.ANY_ORDER
 
     @classmethod
     def open(cls, file: LocalRanges, name: str, wanted: Wanted, base: str = "") -> Self:
@@ -216,10 +204,6 @@ class ArrowSource(_Table):
             base = base or os.path.basename(file.where)
             return cls._list(file, name, base, wanted, columns, batches(), offsets=offsets)
 
-    def chunks(self) -> NDArray[np.int64]:
-        """Runs of rows."""
-        return chunks_of_files(len(self.listing))
-
     def read(self, item: int) -> bytes:
         """One image."""
         size = int(self.listing.sizes[item])
@@ -227,13 +211,12 @@ class ArrowSource(_Table):
             raise InputError(NO_IMAGE)
         return read_whole(self.file, self.offsets[self.rows[item]], size)
 
-    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
-        """Row after row."""
-        return one_by_one(self.read, items)
 
+def saved_files(folder: Path, wanted: Wanted) -> list[tuple[int, str]]:
+    """The arrow files of a folder that `save_to_disk` wrote, each with the number of its split or -1.
 
-def open_dataset_folder(folder: Path, wanted: Wanted) -> list[Source]:
-    """The arrow files of a folder that `save_to_disk` wrote, all splits of it or the one that is wanted."""
+    Raises `UserError`.
+    """
     splits = [""]
     if (folder / "dataset_dict.json").exists():
         splits = _names_in(folder / "dataset_dict.json", "splits")
@@ -243,19 +226,16 @@ def open_dataset_folder(folder: Path, wanted: Wanted) -> list[Source]:
             f"got '{wanted.split}'. Choose one of them, or leave it out."
         )
     chosen = [wanted.split] if wanted.split else splits
-    paths = [(split, folder / split / name) for split in chosen for name in _names_in(folder / split / "state.json")]
-    if not paths:
+    found = list[tuple[int, str]]()
+    for split in chosen:
+        for name in _names_in(folder / split / "state.json"):
+            path = folder / split / name
+            if not path.is_file():
+                base = path.relative_to(folder)
+                raise UserError(f"{folder} must have all files of its dataset; got no {base}. Save the dataset again.")
+            found.append((split_in_name(split) if len(chosen) > 1 else -1, str(path)))
+    if not found:
         raise UserError(f"{folder} must be a saved dataset; got no file of it. Choose another folder.")
-    found: list[Source] = []
-    for split, path in paths:
-        base = path.relative_to(folder).as_posix()
-        if not path.is_file():
-            raise UserError(f"{folder} must have all files of its dataset; got no {base}. Save the dataset again.")
-        part = ArrowSource.open(LocalRanges(str(path)), folder.resolve().name, wanted, base)
-        known, number = part.known, split_in_name(split)
-        if len(chosen) > 1 and number >= 0:
-            known = dataclasses.replace(known, split_of=np.full(len(part.listing), number, np.int8))
-        found.append(dataclasses.replace(part, known=known, takes=part.takes | {"split"}))
     return found
 
 
@@ -284,7 +264,6 @@ def _whole(where: str, kind: str) -> Iterator[None]:
 
 
 def _opened(file: Ranges) -> Any:
-    """The file as pyarrow's `ParquetFile`, which reads it buffer by buffer."""
     return pyarrow_of(file.where).parquet.ParquetFile(
         RangesFile(file),
         buffer_size=_BUFFER_BYTES if isinstance(file, LocalRanges) else _REMOTE_BUFFER_BYTES,
@@ -294,7 +273,6 @@ def _opened(file: Ranges) -> Any:
 
 
 def _images(parquet: Any, columns: Columns, groups: Iterable[int]) -> Iterator[Any]:
-    """The encoded images of row groups, a few at a time."""
     leaf = [columns.bytes_leaf]
     for batch in parquet.iter_batches(BATCH_ROWS, row_groups=list(groups), columns=leaf, use_threads=False):
         yield columns.images(batch)
@@ -331,7 +309,6 @@ def _locate(batch: Any, columns: Columns, start: int, file: LocalRanges) -> tupl
 
 
 def _names_in(path: Path, key: str = "_data_files") -> list[str]:
-    """Names of files or splits in the JSON of a saved dataset."""
     try:
         content = json.loads(path.read_bytes())
         names = [entry["filename"] if isinstance(entry, dict) else entry for entry in content[key]]

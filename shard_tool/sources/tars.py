@@ -6,6 +6,7 @@ for the listing and once for the photos. A build that was killed reads a stream 
 """
 
 import bz2
+import contextlib
 import copy
 import functools
 import gzip
@@ -24,20 +25,9 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError, describe_os_error
 from pipeline.files import is_url
 from pipeline.tar import ABOUT_OTHERS, BLOCK, MOST_HEADER_BYTES, split_member_name, told_by
-from shard_tool.sources.carried import MAX_SIDECAR_BYTES, SIDECARS, Collector, clean_path, follow, link_target
-from shard_tool.sources.listing import Listing, Numbers, compact
-from shard_tool.sources.protocol import (
-    WHATEVER,
-    Access,
-    InputError,
-    Known,
-    SideFile,
-    Sieve,
-    Wanted,
-    chunks_of_files,
-    extension_of,
-    one_by_one,
-)
+from shard_tool.sources.carried import MAX_SIDECAR, SIDECARS, Collector, clean_path, follow, link_target, side_files
+from shard_tool.sources.listing import Listing, compact
+from shard_tool.sources.protocol import Access, InAnyOrder, InputError, Known, SideFile, Sieve, Wanted, extension_of
 from shard_tool.sources.ranges import PIECE_BYTES, LocalRanges, RangesFile, RemoteStream, Scratch, read_whole
 
 BLOCK_PHOTOS = 4096
@@ -55,6 +45,8 @@ _SPARSE = (1 << 64) - 1
 _MOST_BYTES = 1 << 62
 _NO_FILES = (tarfile.DIRTYPE, b"D", b"N", b"V")
 """Folders, and what GNU tar says in incremental archives and volumes of itself."""
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+_READABLE = (*tarfile.REGULAR_TYPES, *_LINKS)
 
 
 class Member(NamedTuple):
@@ -68,16 +60,6 @@ class Member(NamedTuple):
     size: int
     target: str
     """Of a link, cleaned; empty where that is not in the archive."""
-
-    @property
-    def is_link(self) -> bool:
-        """Whether it is a hard or a symbolic link."""
-        return self.kind in (tarfile.LNKTYPE, tarfile.SYMTYPE)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is a regular file."""
-        return self.kind in tarfile.REGULAR_TYPES
 
 
 def members(read: Read) -> Iterator[Member]:
@@ -138,18 +120,18 @@ def _linked(read: Read) -> dict[str, Member]:
 
     A hard link is another name of what was at its target when it was made, a symbolic one of what is there at the end.
     """
-    names = {name for member in members(read) if member.is_link for name in (member.path, member.target)}
+    names = {name for member in members(read) if member.kind in _LINKS for name in (member.path, member.target)}
     files: dict[str, Member] = {}
     symbolic: dict[str, str] = {}
     for member in members(read):
         if member.path not in names:
             continue
         symbolic.pop(member.path, None)
-        if member.is_file:
+        if member.kind in tarfile.REGULAR_TYPES:
             files[member.path] = member
         elif member.kind == tarfile.LNKTYPE and member.target in files:
             files[member.path] = files[member.target]
-        elif member.is_link:
+        elif member.kind in _LINKS:
             symbolic[member.path] = member.target
     return files | {path: files[end] for path in symbolic if (end := follow(symbolic, path)) in files}
 
@@ -161,28 +143,38 @@ class Scan:
         self.where = where
         self.collector = Collector()
         self.sieve = Sieve(wanted, sidecars=SIDECARS)
-        self.offsets = array("Q")
-        """Of the content of each photo, in the order of the tar."""
-        self._tables: dict[str, tuple[int, int]] = {}
+        self.tables: dict[str, tuple[int, int]] = {}
         """Offset and size in the temporary file that holds them: CelebA's are 24 MB."""
-        self._scratch = Scratch()
+        self.scratch = Scratch()
 
-    def listing(self, read: Read) -> tuple[Listing, NDArray[np.int64]]:
-        """As `Listing.sort`; `UserError` where the tar is damaged or cut off, or has no photo."""
+    def listing(self, read: Read, *, by_offset: bool = False) -> Listing:
+        """The photos in the order of their paths or places; `UserError` where the tar is damaged, cut off or has none.
+
+        Sets `offsets`, of the content of each, and `known`.
+        """
+        found = array("Q")
         try:
-            listing, order = Listing.sort(self._photos(read))
+            listing, order = Listing.sort(self._photos(read, found))
         except _DAMAGE as error:
-            raise _not_whole(self.where, error) from error
-        self._count("older entry of the same path", len(self.offsets) - len(listing))
+            if isinstance(error, OSError) and error.errno:
+                raise describe_os_error(error, f"reading {self.where}") from error
+            raise UserError(f"{self.where} must be a whole tar; got '{error}'. Download or copy it again.") from error
+        self._count("older entry of the same path", len(found) - len(listing))
         self.sieve.require_photos(len(listing), self.where)
-        return listing, order
+        self.offsets = compact(found)[order]
+        if by_offset:
+            places = np.argsort(self.offsets, kind="stable")
+            listing = Listing((listing[place], int(listing.sizes[place])) for place in places.tolist())
+            self.offsets, order = self.offsets[places], order[places]
+        self.known = self.collector.known(self.where, order)
+        return listing
 
-    def _photos(self, read: Read) -> Iterator[tuple[bytes, int]]:
+    def _photos(self, read: Read, offsets: "array[int]") -> Iterator[tuple[bytes, int]]:
         key, photos, sidecars = "", 0, dict[str, bytes]()
         linked: dict[str, Member] | None = None
         for member in members(read):
-            path, extension = member.path, extension_of(member.path)
-            if not member.is_file and not member.is_link:
+            path = member.path
+            if member.kind not in _READABLE:
                 self._count("special file", 1)
                 continue
             kind = self.sieve.kind(path)
@@ -192,7 +184,7 @@ class Scan:
             if mine != key:
                 self._flush(photos, sidecars)
                 key, photos, sidecars = mine, 0, {}
-            if member.is_link:
+            if member.kind in _LINKS:
                 linked = _linked(read) if linked is None else linked
                 if path not in linked:
                     self._count("broken link", 1, kind)
@@ -200,20 +192,20 @@ class Scan:
                 member = linked[path]
             if kind == "photo":
                 photos += 1
-                self.offsets.append(member.offset)
+                offsets.append(member.offset)
                 yield path.encode("utf-8", "surrogateescape"), member.size
             elif member.offset == _SPARSE:
                 self._count("sparse file", 1, kind)
             elif kind == "table":
-                self._count("older entry of the same path", int(path in self._tables), kind)
-                self._tables[path] = self._scratch.size, member.size
+                self._count("older entry of the same path", int(path in self.tables), kind)
+                self.tables[path] = self.scratch.size, member.size
                 for start in range(0, member.size, PIECE_BYTES):
                     size = min(PIECE_BYTES, member.size - start)
-                    self._scratch.append(exactly(read, member.offset + start, size))
-            elif member.size > MAX_SIDECAR_BYTES:
+                    self.scratch.append(exactly(read, member.offset + start, size))
+            elif member.size > MAX_SIDECAR:
                 self._count("sidecar too large", 1, kind)
             else:
-                sidecars[extension] = exactly(read, member.offset, member.size)
+                sidecars[extension_of(path)] = exactly(read, member.offset, member.size)
         self._flush(photos, sidecars)
 
     def _flush(self, photos: int, sidecars: dict[str, bytes]) -> None:
@@ -229,14 +221,9 @@ class Scan:
             if instead_of not in ("", "photo"):
                 self.sieve.ignored[instead_of] -= count
 
-    def side_files(self, file_name: str) -> list[SideFile]:
-        """The tables of that name that were seen, the least deep first."""
-        found = [path for path in self._tables if path.rpartition("/")[2] == file_name]
-        found.sort(key=lambda path: (path.count("/"), path))
-        return [SideFile(f"{self.where}/{path}", True, functools.partial(self._open, path), path) for path in found]
-
-    def _open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(RangesFile(self._scratch, *self._tables[path])))
+    def open_table(self, path: str) -> BinaryIO:
+        """One of `tables`."""
+        return cast(BinaryIO, io.BufferedReader(RangesFile(self.scratch, *self.tables[path])))
 
 
 @dataclass(frozen=True)
@@ -247,12 +234,7 @@ class _Tar:
     listing: Listing
     scan: Scan
     known: Known
-    order: Numbers
-    """[inputs] Which photo of the tar each one is."""
-    offsets: Numbers
-    """[inputs] Of its content."""
     origin: dict[str, str] = field(default_factory=dict, kw_only=True)
-    takes = frozenset({"include", "exclude"})
 
     @property
     def ignored(self) -> Mapping[str, int]:
@@ -261,46 +243,36 @@ class _Tar:
 
     def carried(self, item: int) -> dict[str, object]:
         """The fields of its json that are no labels, and its txt."""
-        return self.scan.collector.carried(int(self.order[item]))
+        return self.scan.collector.carried(item)
 
     def side_files(self, file_name: str) -> list[SideFile]:
         """Those inside."""
-        return self.scan.side_files(file_name)
+        return side_files(self.scan.where, self.scan.tables, file_name, self.scan.open_table)
 
     def _place(self, item: int) -> tuple[int, int]:
         """Offset and size; `InputError` where the content is not to be had in one piece."""
-        offset, size = int(self.offsets[item]), int(self.listing.sizes[item])
+        offset, size = int(self.scan.offsets[item]), int(self.listing.sizes[item])
         if offset == _SPARSE:
             raise InputError("sparse file in the archive", "unpack it first")
         return offset, size
 
 
 @dataclass(frozen=True)
-class TarSource(_Tar):
+class TarSource(_Tar, InAnyOrder):
     """All image files in one tar on this machine."""
 
     file: LocalRanges
-    access = Access.ANY_ORDER
 
     @classmethod
-    def open(cls, file: LocalRanges, name: str, wanted: Wanted = WHATEVER) -> Self:
+    def open(cls, file: LocalRanges, name: str, wanted: Wanted) -> Self:
         """List the tar; raises `UserError` where it is damaged or holds no image file."""
         scan = Scan(file.where, wanted)
-        listing, order = scan.listing(file.read)
-        known = scan.collector.known(file.where, order)
-        return cls(name, listing, scan, known, compact(order.astype(np.uint64)), compact(scan.offsets)[order], file)
-
-    def chunks(self) -> NDArray[np.int64]:
-        """Runs of consecutive files."""
-        return chunks_of_files(len(self.listing))
+        listing = scan.listing(file.read)
+        return cls(name, listing, scan, scan.known, file)
 
     def read(self, item: int) -> bytes:
         """The content of one member."""
         return read_whole(self.file, *self._place(item))
-
-    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
-        """Member after member."""
-        return one_by_one(self.read, items)
 
 
 @dataclass(frozen=True)
@@ -310,22 +282,15 @@ class StreamSource(_Tar):
     plain: "Plain"
 
     @classmethod
-    def open(cls, where: str, compression: str, name: str, wanted: Wanted = WHATEVER) -> Self:
+    def open(cls, where: str, compression: str, name: str, wanted: Wanted) -> Self:
         """List the tar, reading all of it once; raises `UserError` where it is damaged or holds no image file.
 
         `compression` is gz, bz2, xz, zst, or nothing.
         """
-        scan, plain = Scan(where, wanted), Plain(where, compression)
-        try:
-            listing, order = scan.listing(plain.read)
-        finally:
-            plain.close()
-        offsets = compact(scan.offsets)
-        by_offset = np.argsort(offsets[order], kind="stable")
-        listing = Listing((listing[place], int(listing.sizes[place])) for place in by_offset.tolist())
-        order = order[by_offset]
-        known = scan.collector.known(where, order)
-        return cls(name, listing, scan, known, compact(order.astype(np.uint64)), offsets[order], plain)
+        scan = Scan(where, wanted)
+        with contextlib.closing(Plain(where, compression)) as plain:
+            listing = scan.listing(plain.read, by_offset=True)
+        return cls(name, listing, scan, scan.known, plain)
 
     @property
     def access(self) -> Access:
@@ -340,11 +305,8 @@ class StreamSource(_Tar):
 
     def read(self, item: int) -> bytes:
         """One photo, at the cost of everything before it."""
-        plain = copy.copy(self.plain)
-        try:
+        with contextlib.closing(copy.copy(self.plain)) as plain:
             return plain.photo(*self._place(item))
-        finally:
-            plain.close()
 
     def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
         """Photos of one pass, which goes on where the call before this one has stopped."""
@@ -378,12 +340,9 @@ class Plain:
             self.close()
             raw = RemoteStream(self.where) if self._local is None else RangesFile(self._local)
             self._file, self._at = _unpacked(raw, self.compression, self.where), 0
-        while self._at < offset and self._next(min(offset - self._at, PIECE_BYTES)):
+        while self._at < offset and self._next(offset - self._at):
             pass
-        parts: list[bytes] = []
-        while self._at == offset + sum(map(len, parts)) and (part := self._next(offset + size - self._at)):
-            parts.append(part)
-        return b"".join(parts)
+        return b"".join(iter(lambda: self._next(offset + size - self._at), b""))
 
     def _next(self, size: int) -> bytes:
         assert self._file is not None, "it was opened"
@@ -407,9 +366,6 @@ class Plain:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def _unpacked(raw: io.RawIOBase, compression: str, where: str) -> BinaryIO:
@@ -454,10 +410,3 @@ class _Streams(io.RawIOBase):
         if left:
             self._unpacker, self._left = self._make(), left
         return bool(left)
-
-
-def _not_whole(where: str, error: BaseException) -> UserError:
-    """What is wrong with a tar that cannot be read to its end."""
-    if isinstance(error, OSError) and error.errno:
-        return describe_os_error(error, f"reading {where}")
-    return UserError(f"{where} must be a whole tar; got '{error}'. Download or copy it again.")

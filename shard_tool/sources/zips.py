@@ -2,17 +2,17 @@
 
     [member] [member] ... [central directory] [Zip64 end] [Zip64 locator] [end of central directory]
 
-The directory is gone through entry by entry, and 202,599 members take 30 bytes each here, where `zipfile` takes most of
+The directory is gone through entry by entry, and 202,599 members take 40 bytes each here, where `zipfile` takes most of
 a KiB. Layout: PKWARE's APPNOTE, 4.3.12 to 4.3.16.
 """
 
 import functools
+import io
 import re
 import stat
 import struct
 import tempfile
 import zlib
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, Self, cast
@@ -21,20 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from shard_tool.sources.carried import clean_path, follow, link_target
-from shard_tool.sources.listing import Listing, Numbers, compact
-from shard_tool.sources.protocol import (
-    WHATEVER,
-    Access,
-    InputError,
-    Known,
-    SideFile,
-    Sieve,
-    Wanted,
-    chunks_of_files,
-    one_by_one,
-)
-from shard_tool.sources.ranges import PIECE_BYTES, Ranges, pieces, read_whole
+from shard_tool.sources.carried import clean_path, follow, link_target, side_files
+from shard_tool.sources.listing import Listing
+from shard_tool.sources.protocol import InAnyOrder, InputError, Known, SideFile, Sieve, Wanted
+from shard_tool.sources.ranges import PIECE_BYTES, Ranges, RangesFile, read_whole
 
 _STORED, _DEFLATED, _ENCRYPTED = 0, 8, 0xFFFF
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 96: "JPEG"}
@@ -52,6 +42,7 @@ _DOS_LIKE, _UNIX_LIKE = (0, 6, 10, 11, 14), (3, 19)
 """Systems on which a member was made: those where a backslash divides folders, and those with symbolic links."""
 _ZIP64, _UNICODE_PATH = 0x0001, 0x7075
 _NOWHERE = (1 << 63) - 1
+_MEMBER = np.dtype([("offset", "<u8"), ("compressed", "<u8"), ("crc32", "<u4"), ("method", "<u2")])
 
 
 class Entry(NamedTuple):
@@ -72,78 +63,65 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZipSource:
+class ZipSource(InAnyOrder):
     """All image files in one zip."""
 
     file: Ranges
     name: str
     listing: Listing
     ignored: Mapping[str, int]
-    offsets: Numbers
-    """[inputs] Of each member's local header."""
-    compressed: Numbers
-    """[inputs] Bytes in the archive."""
-    crc32: NDArray[np.uint32]
-    methods: NDArray[np.uint16]
-    """[inputs] How it is compressed."""
+    members: NDArray[np.void]
+    """[inputs] What `Entry` says of each, as `_MEMBER`."""
     tables: Mapping[str, Entry]
     known: Known = field(default_factory=Known)
     origin: dict[str, str] = field(default_factory=dict)
-    access = Access.ANY_ORDER
-    takes = frozenset({"include", "exclude"})
 
     @classmethod
-    def open(cls, file: Ranges, name: str, wanted: Wanted = WHATEVER) -> Self:
+    def open(cls, file: Ranges, name: str, wanted: Wanted) -> Self:
         """List the zip; raises `UserError` where it is damaged, encrypted, or holds no image file."""
-        columns = (array("Q"), array("Q"), array("L"), array("H"))
-        sieve, tables = Sieve(wanted), dict[str, Entry]()
+        rows, sieve, tables = bytearray(), Sieve(wanted), dict[str, Entry]()
 
         def photos() -> Iterator[tuple[bytes, int]]:
             for path, entry in _photos(file, sieve, tables):
-                row = (entry.offset, entry.compressed, entry.crc32, entry.method)
-                for column, value in zip(columns, row, strict=True):
-                    column.append(value)
+                rows.extend(struct.pack("<QQLH", entry.offset, entry.compressed, entry.crc32, entry.method))
                 yield path.encode(), entry.size
 
         listing, order = Listing.sort(photos())
-        if older := len(columns[0]) - len(listing):
-            sieve.ignored["older entry of the same path"] += older
+        members = np.frombuffer(rows, _MEMBER)
+        sieve.ignored["older entry of the same path"] += len(members) - len(listing)
         sieve.require_photos(len(listing), file.where)
-        offsets, compressed = (compact(column)[order] for column in columns[:2])
-        crc32, methods = (np.array(column, kind)[order] for column, kind in zip(columns[2:], ("u4", "u2"), strict=True))
-        if (methods == _ENCRYPTED).all():
+        members = members[order]
+        if (members["method"] == _ENCRYPTED).all():
             raise UserError(
                 f"{file.where} must be readable without a password; got {len(listing):,} photos, all encrypted. "
                 "Unpack it with its password, and name the folder."
             )
-        return cls(file, name, listing, sieve.ignored, offsets, compressed, crc32, methods, tables)
-
-    def chunks(self) -> NDArray[np.int64]:
-        """Runs of consecutive files."""
-        return chunks_of_files(len(self.listing))
+        return cls(file, name, listing, +sieve.ignored, members, tables)
 
     def read(self, item: int) -> bytes:
         """One member, whose crc32 is compared."""
-        columns = (self.offsets, self.compressed, self.listing.sizes, self.crc32, self.methods)
-        return _member(self.file, *(int(column[item]) for column in columns))
-
-    def read_through(self, items: Iterable[int]) -> Iterator[bytes | InputError]:
-        """Member after member."""
-        return one_by_one(self.read, items)
-
-    def carried(self, item: int) -> dict[str, object]:
-        """Nothing."""
-        return {}
+        return _member(self.file, int(self.listing.sizes[item]), *self.members[item].item())
 
     def side_files(self, file_name: str) -> list[SideFile]:
         """Those inside, the least deep first."""
-        found = [path for path in self.tables if path.rpartition("/")[2] == file_name]
-        found.sort(key=lambda path: (path.count("/"), path))
-        where, tables = self.file.where, self.tables
-        return [
-            SideFile(f"{where}/{path}", True, functools.partial(_open_table, self.file, tables[path]), path)
-            for path in found
-        ]
+        return side_files(self.file.where, self.tables, file_name, self._open_table)
+
+    def _open_table(self, path: str) -> BinaryIO:
+        """A table, unpacked into a temporary file: CelebA's has 24 MB. `UserError` where it cannot be had."""
+        file, entry, plain = self.file, self.tables[path], tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+        try:
+            _check_method(entry.method)
+            start = entry.offset + _content_start(file.read(entry.offset, _LOCAL.size))
+            packed = iter(functools.partial(RangesFile(file, start, entry.compressed).read, PIECE_BYTES), b"")
+            plain.writelines(_unpack(packed, entry.size, entry.crc32, entry.method))
+        except InputError as bad:
+            plain.close()
+            raise UserError(
+                f"{file.where}/{entry.path} must be readable; got '{bad.reason}: {bad.detail}'. "
+                "Repair the archive, or unpack it."
+            ) from None
+        plain.seek(0)
+        return cast(BinaryIO, plain)
 
 
 def _photos(file: Ranges, sieve: Sieve, tables: dict[str, Entry]) -> Iterator[tuple[str, Entry]]:
@@ -176,31 +154,44 @@ def _photos(file: Ranges, sieve: Sieve, tables: dict[str, Entry]) -> Iterator[tu
 def _link(file: Ranges, entry: Entry) -> str:
     """The path that a symbolic link points to; empty where that is not in the archive."""
     try:
-        target = _member(file, entry.offset, entry.compressed, min(entry.size, 1 << 16), entry.crc32, entry.method)
+        target = _member(file, min(entry.size, 1 << 16), entry.offset, entry.compressed, entry.crc32, entry.method)
     except InputError:
         return ""
     return link_target(entry.path, target.decode("utf-8", "replace"))
 
 
-def _member(file: Ranges, offset: int, compressed: int, size: int, crc32: int, method: int) -> bytes:
+def _member(file: Ranges, size: int, offset: int, compressed: int, crc32: int, method: int) -> bytes:
     _check_method(method)
     room = min(_LOCAL.size + _NAME_ROOM + compressed, file.size - offset)
     if room < compressed or compressed > 2 * size + 1024:
         raise InputError("damaged in the archive", "its size cannot be")
     data = read_whole(file, offset, room)
     start = _content_start(data)
-    body = data[start : start + compressed]
-    if len(body) < compressed:
-        end = min(offset + start + compressed, file.size)
-        body += read_whole(file, offset + start + len(body), end - offset - start - len(body))
+    end = min(start + compressed, file.size - offset)
+    if end > room:
+        data += read_whole(file, offset + room, end - room)
+    return b"".join(_unpack([data[start:end]], size, crc32, method))
+
+
+def _unpack(packed: Iterable[bytes], size: int, crc32: int, method: int) -> Iterator[bytes]:
+    """The plain bytes; one more than there should be at most, as an archive that lies about sizes gets no memory."""
+    inflater, at, crc = zlib.decompressobj(-15), 0, 0
     try:
-        # One byte more than there should be: an archive that lies about sizes gets no memory.
-        plain = zlib.decompressobj(-15).decompress(body, size + 1) if method == _DEFLATED else body
+        for piece in packed:
+            while at <= size:
+                if method == _DEFLATED:
+                    data = inflater.decompress(piece, min(PIECE_BYTES, size + 1 - at))
+                    piece = inflater.unconsumed_tail
+                else:
+                    data, piece = piece, b""
+                if not data:
+                    break
+                at, crc = at + len(data), zlib.crc32(data, crc)
+                yield data
     except zlib.error as error:
         raise InputError("damaged in the archive", str(error)) from None
-    if len(plain) != size or zlib.crc32(plain) != crc32:
+    if (at, crc) != (size, crc32):
         raise InputError("damaged in the archive", "its crc32 is another")
-    return plain
 
 
 def _check_method(method: int) -> None:
@@ -219,32 +210,6 @@ def _content_start(header: bytes) -> int:
     return int(_LOCAL.size + name_size + extra_size)
 
 
-def _open_table(file: Ranges, entry: Entry) -> BinaryIO:
-    """A table, unpacked into a temporary file: CelebA's has 24 MB. `UserError` where it cannot be had."""
-    plain, crc32 = tempfile.TemporaryFile(), 0  # noqa: SIM115 (the caller closes it)
-    try:
-        _check_method(entry.method)
-        start = entry.offset + _content_start(file.read(entry.offset, _LOCAL.size))
-        inflater = zlib.decompressobj(-15)
-        for piece in pieces(file, start, min(entry.compressed, max(0, file.size - start))):
-            while piece and plain.tell() <= entry.size:
-                data, piece = piece, b""
-                if entry.method == _DEFLATED:
-                    data, piece = inflater.decompress(data, PIECE_BYTES), inflater.unconsumed_tail
-                crc32 = zlib.crc32(data, crc32)
-                plain.write(data)
-        if (plain.tell(), crc32) != (entry.size, entry.crc32):
-            raise InputError("damaged in the archive", "its crc32 is another")
-    except (InputError, zlib.error) as error:
-        plain.close()
-        why = f"{error.reason}: {error.detail}" if isinstance(error, InputError) else error
-        raise UserError(
-            f"{file.where}/{entry.path} must be readable; got '{why}'. Repair the archive, or unpack it."
-        ) from None
-    plain.seek(0)
-    return cast(BinaryIO, plain)
-
-
 def entries(file: Ranges) -> Iterator[Entry]:
     """All members, in the order of the directory; `UserError` where `file` is no whole zip."""
     page = ""
@@ -254,9 +219,8 @@ def entries(file: Ranges) -> Iterator[Entry]:
         if 0xFFFFFFFF in (compressed, size, offset):
             body = _extra(extra, _ZIP64)
             wide = iter(struct.unpack_from(f"<{len(body) // 8}Q", body))
-            size = next(wide, size) if size == 0xFFFFFFFF else size
-            compressed = next(wide, compressed) if compressed == 0xFFFFFFFF else compressed
-            offset = next(wide, offset) if offset == 0xFFFFFFFF else offset
+            narrow = (size, compressed, offset)
+            size, compressed, offset = (next(wide, one) if one == 0xFFFFFFFF else one for one in narrow)
         text = _unicode(name, extra)
         if text is None:
             page = page or _code_page(file)
@@ -273,27 +237,17 @@ def entries(file: Ranges) -> Iterator[Entry]:
 def _raw_entries(file: Ranges) -> Iterator[tuple[tuple[int, ...], bytes, bytes, int]]:
     """Fixed fields, name and extra fields of each entry, and how far its offset is off."""
     start, size, shift = _find(file)
-    buffer, at, source = b"", 0, pieces(file, start, size)
+    directory = io.BufferedReader(RangesFile(file, start, size), PIECE_BYTES)
     # Not by the number of entries: where a program knew no Zip64, that has wrapped at 65,536.
-    while size:
-        while True:
-            if len(buffer) - at >= _ENTRY.size:
-                fields = _ENTRY.unpack_from(buffer, at)
-                name_size, extra_size, comment_size = fields[12:15]
-                whole = _ENTRY.size + name_size + extra_size + comment_size
-                if len(buffer) - at >= whole:
-                    break
-            piece = next(source, b"")
-            if not piece:
-                raise _damaged(file, "its directory ends early")
-            buffer, at = buffer[at:] + piece, 0
+    while fixed := directory.read(_ENTRY.size):
+        fields = _ENTRY.unpack(fixed.ljust(_ENTRY.size, b"\0"))
         if fields[0] != b"PK\x01\x02":
             raise _damaged(file, "its directory holds something else")
-        name_end = at + _ENTRY.size + name_size
-        name, extra = buffer[at + _ENTRY.size : name_end], buffer[name_end : name_end + extra_size]
-        yield fields, name, extra, shift
-        at += whole
-        size -= whole
+        name_size, extra_size, _ = fields[12:15]
+        rest = directory.read(sum(fields[12:15]))
+        if len(fixed) < _ENTRY.size or len(rest) < sum(fields[12:15]):
+            raise _damaged(file, "its directory ends early")
+        yield fields, rest[:name_size], rest[name_size : name_size + extra_size], shift
 
 
 def _extra(extra: bytes, kind: int) -> bytes:
@@ -346,10 +300,8 @@ def _code_page(file: Ranges) -> str:
 def _find(file: Ranges) -> tuple[int, int, int]:
     """Start and size of the directory, and how far all offsets are off by what precedes the archive."""
     tail_start = max(0, file.size - _LONGEST_COMMENT - _END.size - _LOCATOR.size - _END64.size)
-    tail = b"".join(pieces(file, tail_start, file.size - tail_start))
-    at = tail.rfind(b"PK\x05\x06")
-    while at >= 0 and len(tail) - at < _END.size:
-        at = tail.rfind(b"PK\x05\x06", 0, at)
+    tail = file.read(tail_start, file.size - tail_start)
+    at = tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4)
     if at < 0:
         if file.read(0, 4) == b"PK\x07\x08":
             raise _part(file)
@@ -358,12 +310,12 @@ def _find(file: Ranges) -> tuple[int, int, int]:
     end = tail_start + at
     locator = at - _LOCATOR.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
-        at64 = end - _LOCATOR.size - _END64.size
-        fields = _END64.unpack(file.read(at64, _END64.size).ljust(_END64.size, b"\0"))
-        if fields[0] != b"PK\x06\x06":  # It may be longer; then it is where the locator says.
-            at64 = _LOCATOR.unpack_from(tail, locator)[2]
+        # Right before its locator or, where it is longer, where that says.
+        for at64 in (end - _LOCATOR.size - _END64.size, _LOCATOR.unpack_from(tail, locator)[2]):
             fields = _END64.unpack(file.read(at64, _END64.size).ljust(_END64.size, b"\0"))
-        if fields[0] != b"PK\x06\x06":
+            if fields[0] == b"PK\x06\x06":
+                break
+        else:
             raise _damaged(file, "no Zip64 record where one should be")
         disk, size, start, end = fields[4], fields[8], fields[9], at64
     if disk not in (0, 0xFFFF):

@@ -76,7 +76,7 @@ def test_a_foreign_set_and_none_give_the_tools_own_recipe(tmp_path: Path) -> Non
     assert photo_settings(foreign) == {}
     recipes = [recipe_of(trained(tmp_path, foreign, photos={})), recipe_of(trained(tmp_path))]
     assert recipes[0] == recipes[1]
-    assert (recipes[0].size, recipes[0].crop, recipes[0].background_rgb) == (SIZE, "center", (255, 255, 255))
+    assert (recipes[0].size, recipes[0].crop, recipes[0].background) == (SIZE, "center", "#ffffff")
 
 
 def test_the_recipe_of_the_model_goes_before_that_of_another_set(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_tool.display import show_bytes, show_progress
+from shard_tool.display import show_added, show_progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,21 +64,17 @@ def test_a_terminal_gets_a_bar(photos: Path, tmp_path: Path) -> None:
             shown += chunk
     os.close(controller)
     assert process.returncode == 0
-    assert b"60/60" in shown
+    assert b"60 of 60" in shown
     assert b"images/s" in shown
     assert b"0 rejected" in shown
 
 
 def test_bytes_are_added_up_in_a_plain_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with show_bytes("indexing", 400_000_000) as report:
+    with show_added("indexing", 400_000_000, unit="MB") as report:
         for _ in range(11):
             clock.now += 1
-            report(20_000_000)
+            report(20_000_000, 0)
     assert capsys.readouterr().err.splitlines() == [
         "indexing: 100 of 400 MB, 20 MB/s, 15 s left",
         "indexing: 200 of 400 MB, 20 MB/s, 10 s left",
     ]
-    with show_bytes("indexing", 400, quiet=True) as report:
-        clock.now += 60
-        report(100)
-    assert capsys.readouterr().err == ""

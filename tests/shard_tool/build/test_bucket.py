@@ -58,7 +58,7 @@ def test_a_damaged_set_in_a_bucket_is_restored(
     files, root = filesystem(url)
     files.rm_file(f"{root}/train-000001.tar")
     files.pipe_file(f"{root}/train-000002.tar", b"\0" * files.info(f"{root}/train-000002.tar")["size"])
-    assert "2 damaged shards; 2 are again what they were" in make(photos, url, *SMALL, *staging)
+    assert "had damage in train-000001, train-000002; 2 of 2 are as they were" in make(photos, url, *SMALL, *staging)
     assert content(url) == hashes(tmp_path / "set")
 
 

@@ -20,7 +20,6 @@ class Numbers:
 
     name = "numbers"
     ignored: ClassVar[dict[str, int]] = {}
-    takes = frozenset[str]()
     access = Access.ANY_ORDER
     known = Known()
 

@@ -27,7 +27,6 @@ class Memory:
 
     name = "memory"
     ignored: dict[str, int] = {}  # noqa: RUF012 (of a test)
-    takes = frozenset[str]()
     known = Known()
     origin: dict[str, str] = {}  # noqa: RUF012 (of a test)
 

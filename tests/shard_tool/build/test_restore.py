@@ -29,7 +29,9 @@ def flip(path: Path, at: int = 700) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "swapped", "index", "index gone", "both"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "gone", "swapped", "index", "index gone", "both", "photos", "rejected"]
+)
 def test_any_damage_is_restored(built: Path, photos: Path, make: Make, hashes: Hashes, damage: str) -> None:
     before = hashes(built)
     tar, index = built / "train-000002.tar", built / "train-000002.index"
@@ -44,12 +46,16 @@ def test_any_damage_is_restored(built: Path, photos: Path, make: Make, hashes: H
         tar.write_bytes(contents[1])
     elif damage == "index":
         flip(index, 40)
+    elif damage == "photos":
+        flip(built / "photos.npy", 200)
+    elif damage == "rejected":
+        (built / "rejected.jsonl").unlink()
     if damage in ("gone", "both"):
         tar.unlink()
     if damage in ("index gone", "both"):
         index.unlink()
     printed = make(photos, built, *SMALL)
-    assert ("are again what they were" in printed) == (not damage.startswith("index"))
+    assert ("are as they were" in printed) == (not damage.startswith("index"))
     assert hashes(built) == before
     assert "already complete" in make(photos, built, *SMALL)
 

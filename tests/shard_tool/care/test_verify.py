@@ -326,7 +326,14 @@ def test_labels_that_are_not_the_sets_are_found(
 
 def test_a_key_that_stands_twice_is_found(tmp_path: Path, verify: Run) -> None:
     folder = written(tmp_path / "set", [("a", GOOD, b""), ("b", GOOD, b""), ("a", GOOD, b"")])
-    assert verify(folder) == [("train-000000.tar", "a", "has a key that stands before too")]
+    assert verify(folder) == [("train-000000.tar", None, "cannot be used: got 'a' a second time")]
+    folder = written(tmp_path / "two", [("a", GOOD, b""), ("b", GOOD, b"")])
+    writer = ShardWriter(folder, "val-000000")
+    writer.add("b", GOOD, "jpg")
+    shard, made = writer.close(), ShardSet.open(folder)
+    splits = {**made.splits, "val": Split.of([vars(shard)])}
+    ShardSet(**{**vars(made), "splits": splits}).save()
+    assert verify(folder) == [("val-000000.tar", "b", "has a key that stands in train-000000.tar too")]
 
 
 def test_many_problems_of_one_file_are_cut_short_for_people(

@@ -71,6 +71,6 @@ def test_a_recipe_has_defaults() -> None:
     assert Recipe(crop="none").crop == "stretch"
 
 
-def test_a_background_has_three_channels() -> None:
-    assert replace(RECIPE, background="#0a64ff").background_rgb == (10, 100, 255)
-    assert replace(RECIPE, background="black").background_rgb == (0, 0, 0)
+def test_a_background_is_written_in_one_way() -> None:
+    assert replace(RECIPE, background="#0A64FF").background == "#0a64ff"
+    assert replace(RECIPE, background="Black").background == "#000000"

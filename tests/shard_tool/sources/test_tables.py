@@ -435,8 +435,9 @@ def test_a_saved_dataset_is_read_in_place(files: list[Path], tmp_path: Path) -> 
     assert source.listing.sizes.tolist() == [len(data) for data in expected]
     assert source.listing[0] == b"data-00000-of-00002.arrow#00"
     assert source.name == "faces"
-    assert {"split", "image", "label", "attributes", "include", "exclude"} <= source.takes
     assert list(contents(pickle.loads(pickle.dumps(source))).values()) == expected
+    second = open_sources([str(tmp_path / "faces")], Wanted(include=("data-00001*",)))
+    assert list(contents(second).values()) == expected[len(expected) // 2 :]
 
 
 def test_a_set_of_a_saved_dataset_with_names_is_that_of_its_photos(

@@ -292,11 +292,6 @@ def test_include_and_exclude_are_of_photos_and_exclude_of_labels(tmp_path: Path)
     assert source.ignored == {"excluded": 3}
 
 
-def test_of_equal_names_the_last_counts(tmp_path: Path) -> None:
-    path = tar_of([("a.jpg", b"old"), ("b.jpg", b"b"), ("a.jpg", b"new!")], tmp_path / "a.tar")
-    assert contents(opened(path)) == {"a.jpg": b"new!", "b.jpg": b"b"}
-
-
 @pytest.mark.parametrize("blocks", [1, 2, 2.5])
 def test_a_tar_that_was_cut_off_is_one_line(tmp_path: Path, blocks: float) -> None:
     path = tar_of([(f"{number}.jpg", bytes(512)) for number in range(3)], tmp_path / "a.tar")
