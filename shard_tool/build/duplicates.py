@@ -1,13 +1,12 @@
 """Photos that are left out because they are there already: with the same bytes, or in another set.
 
-    candidates of one group (equal sizes only) ──read, hash (threads)──> .build/digests-000007.npy
+    candidates of one group (equal sizes only) ──read, hash (threads)──> .build/digests-000007.bin
     all digests ──> {duplicate: the first one in the listing, which stays}, and what other sets hold
 
 What was hashed is not hashed again after a kill.
 """
 
-import contextlib
-import io
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,13 +65,14 @@ def find_duplicates(
     contents: list[NDArray[np.uint64]] = []
     with ThreadPoolExecutor(threads, "hash") as pool:
         for number, items in enumerate(groups):
-            found = _load(place, number, len(items))
+            key = items.tobytes() + source.listing.sizes[items].tobytes()
+            found = _load(place, number, key)
             if found is None:
                 found = _hash_all(pool, source, items, threads, failures, progress)
                 if len(failures) >= MOST_FAILURES:
                     break
                 if not failures:
-                    _store(place, number, found)
+                    place.store(_file(number), _sealed(key, found.astype("<u8").tobytes()))
             else:
                 progress.add(len(items), 0)
             contents.append(found)
@@ -158,21 +158,15 @@ def _failure(source: Source, item: int, error: Exception) -> str:
 
 
 def _file(number: int) -> str:
-    return f"{STATE_FOLDER}/digests-{number:06d}.npy"
+    return f"{STATE_FOLDER}/digests-{number:06d}.bin"
 
 
-def _load(place: Place, number: int, count: int) -> NDArray[np.uint64] | None:
-    data = place.load(_file(number))
-    if data is None:
-        return None
-    with contextlib.suppress(ValueError, EOFError):
-        found: NDArray[np.uint64] = np.load(io.BytesIO(data), allow_pickle=False)
-        if found.dtype == np.uint64 and len(found) == count:
-            return found
-    return None
+def _sealed(key: bytes, data: bytes) -> bytes:
+    """`data` with a digest of it and of the photos that it is about: others are not believed."""
+    return data + hashlib.sha256(key + data).digest()
 
 
-def _store(place: Place, number: int, contents: NDArray[np.uint64]) -> None:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, contents, version=(1, 0), allow_pickle=False)
-    place.store(_file(number), buffer.getvalue())
+def _load(place: Place, number: int, key: bytes) -> NDArray[np.uint64] | None:
+    sealed = place.load(_file(number)) or b""
+    data = sealed[: -hashlib.sha256().digest_size]
+    return np.frombuffer(data, "<u8") if sealed == _sealed(key, data) else None

@@ -3,7 +3,7 @@
     .build/lock                 held by the build that runs
     .build/plan.json            what the build was asked for: options, listing, library versions
     .build/photos.npy           the listing, so that a changed one can be told photo by photo
-    .build/digests-000007.npy   the contents of the photos of one group, where duplicates are looked for
+    .build/digests-000007.bin   the contents of the photos of one group, where duplicates are looked for
     .build/group-000007.json    one finished group: its shards and rejections, under a digest of all that and the plan
 
 The folder goes when `shardset.json` has been written; beside a finished set it means nothing.

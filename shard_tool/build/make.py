@@ -74,6 +74,9 @@ def make_shards(command: MakeShards) -> int:
     elsewhere = np.zeros(len(source.listing), np.bool_)
     for other in others:
         elsewhere |= photos.held_by(other)
+    if elsewhere.all():
+        _tell(command, f"all {len(elsewhere):,} photos of {source.name} are in {', '.join(options.not_in)} already.")
+        return EXIT_DONE
     plan = plan.without({}, np.flatnonzero(elsewhere))
     request = _request(source, plan, options, labels.carried, others)
     present = check_place(place, request, photos)

@@ -61,3 +61,10 @@ def test_a_set_that_says_nothing_is_refused(grown: Path, tmp_path: Path, refuse:
     (tmp_path / "set" / "photos.npy").unlink()
     error = refuse(grown, tmp_path / "more", *SMALL, "--not-in", tmp_path / "set")
     assert "whose photos.npy is missing or damaged. Run the command again that built it" in error
+
+
+def test_where_nothing_is_new_nothing_is_made(photos: Path, tmp_path: Path, make: Make) -> None:
+    make(photos, tmp_path / "set", *SMALL)
+    printed = make(photos, tmp_path / "more", *SMALL, "--not-in", tmp_path / "set")
+    assert "all 60 photos of raw are in" in printed
+    assert not (tmp_path / "more").exists()
