@@ -236,8 +236,10 @@ class Bucket:
         size = path.stat().st_size
         if found["size"] != size:
             raise OSError(f"{found['size']} of {size} bytes arrived")
-        if found.get("ETag", "").strip('"') in _etags(path) or found.get("md5Hash") == _md5_base64(path):
+        if found.get("ETag", "").strip('"') in _etags(path):
             return  # The server has computed the same checksum.
+        if "md5Hash" in found and found["md5Hash"] == _md5_base64(path):
+            return
         if self._sha256(name, size) != sha256_of(path):
             raise OSError("other bytes came back than were sent")
 

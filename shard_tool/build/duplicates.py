@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from pipeline.errors import LeanstreamError
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.plan import Plan
-from shard_tool.build.reading import MOST_FAILURES, Progress, Report, raise_failures
+from shard_tool.build.reading import MOST_FAILURES, Progress, raise_failures, text_of
 from shard_tool.build.record import Photos, content_of
+from shard_tool.display import Report
 from shard_tool.sources.listing import printable
 from shard_tool.sources.protocol import Access, InputError, Source
 
@@ -153,8 +154,7 @@ def _read_through(source: Source, items: NDArray[np.int64]) -> Iterator[int | st
 
 
 def _failure(source: Source, item: int, error: Exception) -> str:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return f"{printable(source.listing[item])} ({why})"
+    return f"{printable(source.listing[item])} ({text_of(error)})"
 
 
 def _file(number: int) -> str:

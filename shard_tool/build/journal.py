@@ -98,11 +98,10 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(place: Place, request: dict[str, Any], photos: Photos) -> Iterator[tuple[Journal, ShardSet | None]]:
-    """Begin, or go on with, a build of `request` in `place`; with the finished set, if it is there.
+    """Begin, or go on with, a build of `request` in `place`, where `check_place` has allowed it; with the finished set.
 
     Raises `UserError` where the place holds something else, a build of another request, or one that is running.
     """
-    check_place(place, request, photos)
     with place.locked():
         # Another build may have written or completed the set since the first look.
         present = check_place(place, request, photos)

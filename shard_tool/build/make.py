@@ -23,12 +23,11 @@ from shard_tool.build.estimate import LONG_BUILD_PHOTOS, estimate, free_bytes, s
 from shard_tool.build.journal import Journal, check_place, differences, open_journal
 from shard_tool.build.place import STATE_FOLDER, Place
 from shard_tool.build.plan import Plan, make_plan
-from shard_tool.build.record import Photos, photos_of_sets
+from shard_tool.build.record import Photos, files_beside, photos_of_sets
 from shard_tool.build.writing import (
     Build,
     build_groups,
     complete,
-    files_beside,
     finished_groups,
     ignored,
     json_pad,
@@ -120,10 +119,10 @@ def _as_it_was(source: Source, place: Place) -> tuple[Source, str]:
         return source, ""
     now = Photos.of(source.listing)
     was_there = np.isin(now.rows["path"], before.rows["path"])
-    entries = ((source.listing[item], int(source.listing.sizes[item])) for item in np.flatnonzero(was_there).tolist())
-    changes = now.compared_with(before, place)
-    if was_there.all() or len(changes) > 1:
+    changes = [] if was_there.all() else now.compared_with(before, place)
+    if len(changes) != 1:
         return source, ""
+    entries = ((source.listing[item], int(source.listing.sizes[item])) for item in np.flatnonzero(was_there).tolist())
     return replace(source, listing=Listing(entries)), changes[0]
 
 

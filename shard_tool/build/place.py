@@ -22,7 +22,6 @@ from pipeline.format import SHARDSET_FILE, Index, Shard, ShardSet
 from pipeline.tar import scan_tar
 
 STATE_FOLDER = ".build"
-_CHUNK_BYTES = 1 << 20
 
 
 class Place(Protocol):
@@ -193,11 +192,12 @@ class Folder:
         """By a scan of the tar."""
         tar, index = self.path / f"{shard.name}.tar", self.path / f"{shard.name}.index"
         try:
-            if not tar.exists() or sha256_of(tar) != shard.sha256:
-                return False
-            made = scan_tar(tar).to_bytes()
-        except ShardError:
+            found = scan_tar(tar)
+        except (FileNotFoundError, ShardError):
             return False
+        if found.tar_sha256 != shard.sha256:
+            return False
+        made = found.to_bytes()
         if index.exists() and not _was_ours(index.read_bytes(), made):
             raise UserError(
                 f"{index} must be an index of this set; got another file. Move it away and run the command again."
@@ -237,11 +237,8 @@ def lock_file(path: Path, shown: str) -> Iterator[None]:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _was_ours(data: bytes, made: bytes) -> bool:

@@ -19,8 +19,9 @@ from pipeline.errors import LeanstreamError, UserError
 from shard_tool.build.journal import GroupRecord, Journal
 from shard_tool.build.place import Place
 from shard_tool.build.plan import Group
-from shard_tool.build.reading import MOST_FAILURES, Progress, Report, outcomes, raise_failures
+from shard_tool.build.reading import MOST_FAILURES, Progress, outcomes, raise_failures
 from shard_tool.build.writing import Build, Finished, GroupWriter
+from shard_tool.display import Report
 from shard_tool.sources.protocol import Access
 
 TASK_RETRIES = 8

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LeanstreamError, SourceError, UserError
 from shard_tool.build.record import content_of
+from shard_tool.display import Report
 from shard_tool.image.photo import MAX_FILE_BYTES, PhotoError, Recipe, make_sample, quiet_pillow
 from shard_tool.sources.protocol import Access, InputError, Source
 
@@ -38,8 +39,6 @@ BYTES_AHEAD = 16 << 20
 
 MOST_FAILURES = 20
 """Failed reads after which a build gives up: the disk is gone, not a file."""
-Report = Callable[[int, int], None]
-"""Told the inputs that are done and the rejected ones among them, in this run and in earlier ones."""
 
 
 class Made(NamedTuple):
@@ -119,7 +118,7 @@ def sample_of(source: Source, item: int, recipe: Recipe) -> Outcome:
     except InputError as error:
         return Rejection(error.reason, error.detail)
     except (OSError, LeanstreamError) as error:
-        return Failure(_text_of(error))
+        return Failure(text_of(error))
     return _sample(data, recipe)
 
 
@@ -193,7 +192,7 @@ def _read_through(source: Source, items: list[int]) -> Iterator[bytes | Rejectio
             found = next(data)
             yield Rejection(found.reason, found.detail) if isinstance(found, InputError) else found
         except (OSError, LeanstreamError) as error:
-            yield Failure(_text_of(error))
+            yield Failure(text_of(error))
             failed = True
 
 
@@ -242,7 +241,8 @@ def _too_large(size: int) -> Rejection:
     return Rejection("file too large", f"{size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
 
 
-def _text_of(error: Exception) -> str:
+def text_of(error: Exception) -> str:
+    """Why a read failed, in a few words."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from isal.isal_zlib import adler32, crc32
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ShardError, UserError
 from pipeline.format import REJECTED_FILE, ShardSet
 from pipeline.tar import scan_tar
+from shard_tool.build.bucket import place_of
 from shard_tool.build.place import Place
 from shard_tool.sources.listing import Listing, name_hash, printable
 
@@ -80,13 +81,13 @@ class Photos:
     def held_by(self, others: "Photos") -> NDArray[np.bool_]:
         """[photos] Whether `others`, of a finished set, holds a photo of that path and size as a sample."""
         held = others.rows[others.rows["content"] != 0]
-        return _in(_pairs(self.rows, "path"), _pairs(held, "path"))
+        return np.isin(_pairs(self.rows), _pairs(held))
 
     def compared_with(self, before: "Photos", place: Place) -> list[str]:
         """How these photos differ from those of an earlier build in `place`, some of them by name."""
         assert self.listing is not None, "those that are compared are there"
         known = np.isin(self.rows["path"], before.rows["path"])
-        same = _in(_pairs(self.rows, "path"), _pairs(before.rows, "path"))
+        same = np.isin(_pairs(self.rows), _pairs(before.rows))
         gone = set(np.setdiff1d(before.rows["path"], self.rows["path"]).tolist())
         kinds = {"changed": np.flatnonzero(known & ~same), "new": np.flatnonzero(~known)}
         found = []
@@ -105,8 +106,6 @@ class Photos:
 
 def photos_of_sets(names: tuple[str, ...]) -> list[Photos]:
     """Of finished sets, for `--not-in`; `UserError` for one that does not say which photos it holds."""
-    from shard_tool.build.bucket import place_of  # Of a URL it loads fsspec.
-
     found = []
     for name in names:
         place = place_of(name)
@@ -123,15 +122,16 @@ def photos_of_sets(names: tuple[str, ...]) -> list[Photos]:
     return found
 
 
-def _in(these: NDArray[np.void], those: NDArray[np.void]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.isin(these, those)
-    return found
+def files_beside(shards: ShardSet) -> list[tuple[str, str]]:
+    """Name and sha256 of the files that say of which photos a set was made, and which were left out."""
+    said = [part[name] for part in shards.parts for name in ("listing", "photos", "rejected") if name in part]
+    return [(file.get("file", PHOTOS_FILE), file["sha256"]) for file in said]
 
 
-def _pairs(rows: NDArray[np.void], name: str) -> NDArray[Any]:
-    """A number for each (name, bytes) of some rows."""
+def _pairs(rows: NDArray[np.void]) -> NDArray[np.uint64]:
+    """A number for each (path, bytes) of some rows."""
     # Multiplied by an odd constant, sizes reach all bits: two pairs are equal by chance as rarely as two hashes.
-    mixed: NDArray[Any] = rows[name] ^ (rows["bytes"] * np.uint64(0x9E3779B97F4A7C15))
+    mixed: NDArray[np.uint64] = rows["path"] ^ (rows["bytes"] * np.uint64(0x9E3779B97F4A7C15))
     return mixed
 
 

@@ -29,16 +29,14 @@ from shard_tool.build.reading import (
     Outcome,
     Progress,
     Rejection,
-    Report,
     outcomes,
     raise_failures,
 )
-from shard_tool.build.record import PHOTOS_FILE, Photos
+from shard_tool.build.record import PHOTOS_FILE, Photos, files_beside
+from shard_tool.display import Report
 from shard_tool.options import Options
 from shard_tool.sources.listing import printable
 from shard_tool.sources.protocol import Source
-
-_CONTENT_DIGITS = 16
 
 
 class Build(NamedTuple):
@@ -98,9 +96,8 @@ class GroupWriter:
             for item, rejection in sorted(self._rejected + left_out)
         ]
         positives = {split: counts.tolist() for split, counts in self._positives.items()}
-        contents = (self._contents.get(item, 0) for item in plan.groups[group.number].tolist())
-        digits = "".join(f"{content:0{_CONTENT_DIGITS}x}" for content in contents)
-        return GroupRecord(group.number, self._shards, rejected, positives, digits)
+        contents = [self._contents.get(item, 0) for item in plan.groups[group.number].tolist()]
+        return GroupRecord(group.number, self._shards, rejected, positives, np.array(contents, ">u8").tobytes().hex())
 
     def _write(self, planned: PlannedShard, outcomes: Iterator[Outcome]) -> None:
         build, kept, number = self._build, list[int](), 0
@@ -238,12 +235,6 @@ def restore(
             place.store(name, data)
             left.remove(name)
     return sorted(left)
-
-
-def files_beside(shards: ShardSet) -> list[tuple[str, str]]:
-    """Name and sha256 of the files that say of which photos a set was made, and which were left out."""
-    said = (part[name] for part in shards.parts for name in ("photos", "rejected") if name in part)
-    return [(file["file"], file["sha256"]) for file in said]
 
 
 def _files_of(records: Sequence[GroupRecord], plan: Plan, photos: Photos) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ from pipeline.format import REJECTED_FILE, SHARDSET_FILE, Index, Shard, ShardSet
 from pipeline.shards.picture import PICTURE_ERRORS, decode_picture, npy_header
 from pipeline.shards.shard import ShardFile
 from pipeline.tar import BLOCK, Sample, labels_of, member_name, scan_tar, split_member_name
-from shard_tool.build.record import PHOTOS_FILE
+from shard_tool.build.record import files_beside
 from shard_tool.care import readers as others
 from shard_tool.care.inspect import command_again, has_json, labels_of_all, open_described, was_indexed
 from shard_tool.care.readers import Problem
@@ -367,8 +367,7 @@ def _over_all(shards: ShardSet, checks: list[ShardCheck], quick: bool) -> Iterat
     for path in sorted(shards.folder.glob("*.tar")):
         if path.name not in ours:  # Readers that take all of a folder would read it too.
             yield Problem(path.name, None, f"is not of this set: {SHARDSET_FILE} does not name it")
-    files = [part[name] for part in shards.parts for name in ("listing", "photos", "rejected") if name in part]
-    beside = [(file.get("file", PHOTOS_FILE), file["sha256"]) for file in files]
+    beside = files_beside(shards)
     if REJECTED_FILE not in dict(beside):  # An older set recorded how many there are, and no digest.
         path = shards.folder / REJECTED_FILE
         lines = path.read_bytes().splitlines() if path.exists() else []
